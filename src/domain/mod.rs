@@ -1,0 +1,19 @@
+//! The vocabulary: identifiers, secret bytes, engine mounts and path patterns that every layer shares.
+//!
+//! Nothing here does IO or reads a clock, and no secret type can be copied, compared or printed.
+
+mod consumer;
+mod ids;
+mod mount;
+mod pattern;
+mod path;
+mod secret;
+mod spelling;
+
+pub use consumer::{ConsumerId, LoginIdentity};
+pub use ids::{IdError, LocalLeaseId, RuleName, SourceName, VolumeName};
+pub use mount::{EngineKind, Mount, PathKind};
+pub use path::{PathError, SecretPath, SecretRef};
+pub use pattern::{PathPattern, PatternError};
+pub use secret::{LeaseId, SecretBytes, Token, TokenError};
+pub use spelling::{Spelling, SpellingError};

@@ -1,0 +1,3 @@
+//! Cedar.
+pub struct CompiledPolicy;
+pub struct PolicyError;

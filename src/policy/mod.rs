@@ -1,0 +1,124 @@
+//! May this identity read this secret? Default deny, forbid wins, an evaluation error is a denial.
+//! The only place that can construct an [`Authorized`].
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::clock::BootInstant;
+use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef};
+use crate::identity::Identity;
+
+mod engine;
+mod grants;
+
+pub use engine::{CompiledPolicy, PolicyError};
+pub use grants::{GrantConfig, PolicyConfig, Share, Who};
+
+/// Proof that policy allows this identity this secret, until a time and under one policy generation.
+#[derive(Debug, Clone)]
+pub struct Authorized {
+    identity: Identity,
+    secret: SecretRef,
+    login: LoginIdentity,
+    share: Share,
+    rule: RuleName,
+    generation: u64,
+    valid_until: BootInstant,
+}
+
+impl Authorized {
+    /// Who was authorised.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What they may read.
+    pub fn secret(&self) -> &SecretRef {
+        &self.secret
+    }
+
+    /// Whose identity is used upstream.
+    pub fn login(&self) -> &LoginIdentity {
+        &self.login
+    }
+
+    /// The consumer a dynamic credential belongs to; `None` when the rule shares it node-wide.
+    pub fn dynamic_consumer(&self) -> Option<ConsumerId> {
+        match self.share {
+            Share::Consumer => Some(self.identity.consumer()),
+            Share::Agent => None,
+        }
+    }
+
+    /// The rule that decided.
+    pub fn rule(&self) -> &RuleName {
+        &self.rule
+    }
+
+    /// The policy generation this holds under.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When it must be asked again at the latest.
+    pub fn valid_until(&self) -> BootInstant {
+        self.valid_until
+    }
+}
+
+/// A refusal. `reason` is for operators and the audit log; a caller gets a terse 403.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("denied by {}: {reason}", rule.as_ref().map_or("default", RuleName::as_str))]
+pub struct Denied {
+    /// The forbidding rule; `None` when nothing matched (default deny).
+    pub rule: Option<RuleName>,
+    /// Why, for operators.
+    pub reason: String,
+}
+
+/// The current policy, replaceable at run time. Cheap to clone.
+#[derive(Clone)]
+pub struct Policy {
+    current: Arc<ArcSwap<CompiledPolicy>>,
+    generation: Arc<watch::Sender<u64>>,
+}
+
+impl Policy {
+    /// Puts a compiled policy in force as generation 1.
+    pub fn new(compiled: CompiledPolicy) -> Self {
+        Self {
+            current: Arc::new(ArcSwap::from_pointee(compiled)),
+            generation: Arc::new(watch::Sender::new(1)),
+        }
+    }
+}
+
+impl Policy {
+    /// Decides. `now` bounds the proof's life; conditions on time use the wall clock inside.
+    pub fn authorize(
+        &self,
+        identity: &Identity,
+        secret: &SecretRef,
+        now: BootInstant,
+    ) -> Result<Authorized, Denied> {
+        todo!()
+    }
+
+    /// Whether a proof made earlier still holds, without deciding again.
+    pub fn still_holds(&self, authorized: &Authorized, now: BootInstant) -> bool {
+        now < authorized.valid_until && authorized.generation == *self.generation.borrow()
+    }
+
+    /// Replaces the policy; every subscription is re-authorised by whoever holds it.
+    pub fn replace(&self, compiled: CompiledPolicy) {
+        self.current.store(Arc::new(compiled));
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Follows the generation.
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}

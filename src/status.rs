@@ -1,0 +1,71 @@
+//! What operators see: the broker's report, the volumes' boards and everything else, as one view.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use crate::broker::Problem;
+use crate::clock::BootInstant;
+use crate::domain::{SecretRef, VolumeName};
+
+/// Where volumes put their current state for status; the last write wins. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct VolumeBoard(Arc<Mutex<BTreeMap<VolumeName, VolumeStatus>>>);
+
+impl VolumeBoard {
+    /// Replaces one volume's line.
+    pub fn publish(&self, status: VolumeStatus) {
+        self.lock().insert(status.name.clone(), status);
+    }
+
+    /// Forgets a volume.
+    pub fn remove(&self, name: &VolumeName) {
+        self.lock().remove(name);
+    }
+
+    /// All volumes in name order.
+    pub fn all(&self) -> Vec<VolumeStatus> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<VolumeName, VolumeStatus>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// One volume as its task last saw it.
+#[derive(Debug, Clone)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: VolumeName,
+    /// Where applications find it.
+    pub path: std::path::PathBuf,
+    /// `tmpfs noswap`, `tmpfs (no noswap: kernel before 6.4)`, `existing tmpfs directory`.
+    pub mount: String,
+    /// Name of the published revision; `None` before the first.
+    pub revision: Option<String>,
+    /// When it was published.
+    pub published_at: Option<BootInstant>,
+    /// What is wrong with the volume as a whole, and what to do.
+    pub alarm: Option<String>,
+    /// Its items.
+    pub items: Vec<ItemStatus>,
+}
+
+/// One item of a volume.
+#[derive(Debug, Clone)]
+pub struct ItemStatus {
+    /// File name, or `*` for one file per key.
+    pub file: String,
+    /// The secret it shows.
+    pub secret: SecretRef,
+    /// `fresh`, `stale`, `expired`, `denied`, `gone`, `forbidden`, `waiting`.
+    pub state: &'static str,
+    /// When the value in the file was requested.
+    pub fetched_at: Option<BootInstant>,
+    /// Until when it works or is served.
+    pub works_until: Option<BootInstant>,
+    /// KV 2's version.
+    pub version: Option<u64>,
+    /// What is wrong.
+    pub problem: Option<Problem>,
+}
