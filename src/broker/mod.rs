@@ -3,12 +3,12 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`state`] | the pure core: `step(now, Event) -> Vec<Effect>`; no IO, clock, lock or secret byte |
-//! | [`cache`], [`lease`], [`session`], [`local_lease`] | its pure rules, each on its own |
-//! | [`store`] | the bytes, tokens and lease ids that the core's opaque ids stand for |
-//! | [`snapshot`] | published entries: a hit is served from here without entering the task |
+//! | [`lease`], [`budget`] | pure rules it uses: 75 % and retries; caps, rate and breaker |
+//! | `store` | the bytes, tokens and lease ids that the core's opaque ids stand for |
+//! | `snapshot` | published entries: a hit is served from here without entering the task |
 //! | [`task`] | the only task: runs effects, feeds outcomes back, publishes |
 //!
-//! Reads and subscriptions need an [`Authorized`], which only `policy` can construct.
+//! Reads and subscriptions need an [`Authorized`](crate::policy::Authorized), which only `policy` can construct.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +17,27 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::clock::BootInstant;
-use crate::domain::{
-    ConsumerId, LocalLeaseId, LoginIdentity, Mount, PathKind, SecretBytes, SecretPath, SecretRef,
-    SourceName, Spelling,
-};
-use crate::policy::Authorized;
+use crate::domain::{LocalLeaseId, PathKind, SecretBytes, SecretPath, SourceName};
 use crate::source::ErrorClass;
 
+pub mod budget;
+mod calls;
+pub mod event;
+mod handle;
+pub mod lease;
 pub mod report;
 pub mod settings;
+mod snapshot;
+pub mod state;
+mod store;
+pub mod task;
+
+pub use handle::Broker;
 
 /// One published value: immutable, shared by readers, zeroized when the last one lets go.
 pub struct Entry {
     /// The JSON object under `data` of Vault's reply, byte for byte.
-    pub data: SecretBytes,
-    /// The complete reply body for a KV or static secret (Vault's envelope around `data`); empty
-    /// for leased secrets, whose envelope differs per local lease.
-    pub envelope: Arc<SecretBytes>,
+    pub data: DataView,
     /// What kind of path it came from.
     pub kind: PathKind,
     /// When the request that fetched it left.
@@ -50,10 +54,37 @@ pub struct Entry {
     pub interest: Option<Arc<Interest>>,
 }
 
+/// A reply body with its `data` object marked: Vault's envelope, one allocation for both views.
+pub struct DataView {
+    envelope: Arc<SecretBytes>,
+    data: std::ops::Range<usize>,
+}
+
+impl DataView {
+    /// The JSON object under `data`.
+    pub fn expose(&self) -> &[u8] {
+        &self.envelope.expose()[self.data.clone()]
+    }
+
+    /// The complete reply body of a KV or static secret, sharing the zeroizing allocation; the last
+    /// reference wipes it. Leased secrets need an envelope per local lease instead.
+    pub fn body(&self) -> Bytes {
+        struct Owner(Arc<SecretBytes>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                self.0.expose()
+            }
+        }
+        Bytes::from_owner(Owner(Arc::clone(&self.envelope)))
+    }
+}
+
 /// A socket caller's standing interest in a leased secret: the local lease.
 pub struct Interest {
     /// The id the caller knows.
     pub id: LocalLeaseId,
+    /// When it was opened.
+    pub issued_at: BootInstant,
     /// Until when the caller was told it lives, in boot nanoseconds; a hit only moves it later.
     pub told_until: std::sync::atomic::AtomicU64,
 }
@@ -116,7 +147,9 @@ pub enum ReadError {
         path: SecretPath,
     },
     /// The cache is at its bound and holds nothing idle.
-    #[error("the cache is full ({limit}) and nothing in it is idle; raise [limits] or use fewer secrets")]
+    #[error(
+        "the cache is full ({limit}) and nothing in it is idle; raise [limits] or use fewer secrets"
+    )]
     Full {
         /// Which limit.
         limit: &'static str,
@@ -168,105 +201,13 @@ pub struct Problem {
 /// A standing interest in one secret; dropping it ends the interest.
 pub struct Subscription {
     updates: watch::Receiver<Update>,
-    _release: release::Release,
+    _release: task::Release,
 }
 
 impl Subscription {
     /// The current level and its changes.
     pub fn updates(&mut self) -> &mut watch::Receiver<Update> {
         &mut self.updates
-    }
-}
-
-mod release {
-    /// placeholder
-    pub struct Release;
-}
-
-/// Handle to the broker task. Cheap to clone.
-#[derive(Clone)]
-pub struct Broker {}
-
-impl Broker {
-    /// The hit path: the current entry for what was authorised, if it may be served as fresh now.
-    /// Lock-free of the task; never waits. Extends the caller's local lease on a leased secret.
-    pub fn lookup(&self, authorized: &Authorized, now: BootInstant) -> Option<Reply> {
-        todo!()
-    }
-
-    /// Reads through the task: joins a running fetch or starts one. Dropping the future only
-    /// gives up waiting; the fetch goes on for others.
-    pub async fn read(&self, authorized: Authorized) -> Result<Reply, ReadError> {
-        todo!()
-    }
-
-    /// Subscribes: the secret is kept fresh or renewed until the subscription is dropped.
-    pub async fn subscribe(&self, authorized: Authorized) -> Result<Subscription, ReadError> {
-        todo!()
-    }
-
-    /// Turns a spelling into the canonical reference, probing the mount if its kind is `auto`.
-    pub async fn resolve(
-        &self,
-        source: &SourceName,
-        login: &LoginIdentity,
-        spelling: &Spelling,
-    ) -> Result<SecretRef, ResolveError> {
-        todo!()
-    }
-
-    /// The engine mount a path lies below, probing its kind if the configuration says `auto`.
-    pub async fn mount(
-        &self,
-        source: &SourceName,
-        login: &LoginIdentity,
-        path: &SecretPath,
-    ) -> Result<Mount, ReadError> {
-        todo!()
-    }
-
-    /// Fetches every cached KV or static entry of this secret again now; leased secrets are
-    /// renewed now. Returns how many entries that concerned.
-    pub async fn refresh(&self, secret: SecretRef) -> Result<usize, ReadError> {
-        todo!()
-    }
-
-    /// Looks a local lease of this consumer up.
-    pub async fn lookup_local(
-        &self,
-        consumer: ConsumerId,
-        id: LocalLeaseId,
-    ) -> Result<LocalLease, LocalLeaseError> {
-        todo!()
-    }
-
-    /// Renews a local lease: its holder's interest lasts as long as the real lease now does.
-    /// Never causes an upstream call.
-    pub async fn renew_local(
-        &self,
-        consumer: ConsumerId,
-        id: LocalLeaseId,
-    ) -> Result<LocalLease, LocalLeaseError> {
-        todo!()
-    }
-
-    /// Ends a local lease and with it this consumer's interest.
-    pub async fn revoke_local(
-        &self,
-        consumer: ConsumerId,
-        id: LocalLeaseId,
-    ) -> Result<(), LocalLeaseError> {
-        todo!()
-    }
-
-    /// Everything operators may know, as plain data without a secret byte.
-    pub async fn report(&self) -> Result<report::Report, ReadError> {
-        todo!()
-    }
-
-    /// Changes that happened to entries, for the event stream: bumps with every published change.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        todo!()
     }
 }
 
@@ -279,15 +220,4 @@ pub enum ResolveError {
     /// The mount could not be found or probed.
     #[error(transparent)]
     Read(#[from] ReadError),
-}
-
-/// Reply bodies share the entry's zeroizing allocation; the last reference wipes it.
-pub fn body_of(envelope: Arc<SecretBytes>) -> Bytes {
-    struct Owner(Arc<SecretBytes>);
-    impl AsRef<[u8]> for Owner {
-        fn as_ref(&self) -> &[u8] {
-            self.0.expose()
-        }
-    }
-    Bytes::from_owner(Owner(envelope))
 }

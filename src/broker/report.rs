@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::broker::Problem;
 use crate::clock::BootInstant;
-use crate::domain::{ConsumerId, LocalLeaseId, PathKind, SecretRef, SourceName};
+use crate::domain::{ConsumerId, PathKind, SecretRef, SourceName};
 
 /// A consistent picture of the broker at one instant.
 #[derive(Debug, Clone, Default)]
@@ -88,8 +88,6 @@ pub struct SecretReport {
     pub problem: Option<Problem>,
     /// Who has a standing interest.
     pub consumers: Vec<ConsumerId>,
-    /// Local leases on it.
-    pub local_leases: Vec<LocalLeaseId>,
     /// Replaced credentials still inside their overlap: when each ends.
     pub retiring: Vec<RetiringReport>,
 }

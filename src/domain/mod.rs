@@ -5,8 +5,8 @@
 mod consumer;
 mod ids;
 mod mount;
-mod pattern;
 mod path;
+mod pattern;
 mod secret;
 mod spelling;
 

@@ -5,7 +5,8 @@ use std::str::FromStr;
 use super::{EngineKind, Mount, PathError, SecretPath};
 
 /// First segments below a KV 2 mount that its API gives a meaning.
-const KV2_PREFIXES: [&str; 7] = ["data", "metadata", "subkeys", "delete", "undelete", "destroy", "config"];
+const KV2_PREFIXES: [&str; 7] =
+    ["data", "metadata", "subkeys", "delete", "undelete", "destroy", "config"];
 
 /// A secret as written in an item or on the command line: `secret/shop/web#password`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +62,15 @@ impl FromStr for Spelling {
 impl Spelling {
     /// The canonical API path under `mount`: on KV 2 the CLI spelling gains `data/`.
     pub fn canonical(&self, mount: &Mount) -> Result<SecretPath, SpellingError> {
-        let rest = self.path.below(&mount.path).ok_or_else(|| SpellingError::Outside(mount.path.clone()))?;
+        let rest = self
+            .path
+            .below(&mount.path)
+            .ok_or_else(|| SpellingError::Outside(mount.path.clone()))?;
         if mount.kind != EngineKind::Kv2 {
             return Ok(self.path.clone());
         }
-        let (first, more) = rest.split_once('/').map_or((rest, None), |(first, more)| (first, Some(more)));
+        let (first, more) =
+            rest.split_once('/').map_or((rest, None), |(first, more)| (first, Some(more)));
         match (first, more) {
             ("data", Some(_)) => Ok(self.path.clone()),
             (first, _) if KV2_PREFIXES.contains(&first) => Err(SpellingError::Ambiguous {
@@ -90,17 +95,35 @@ mod tests {
     #[test]
     fn both_spellings_reach_one_api_path() {
         assert_eq!(canonical(EngineKind::Kv2, "secret/shop/db").unwrap(), "secret/data/shop/db");
-        assert_eq!(canonical(EngineKind::Kv2, "secret/data/shop/db").unwrap(), "secret/data/shop/db");
-        assert_eq!(canonical(EngineKind::Kv2, "v1/secret/data/shop/db#a").unwrap(), "secret/data/shop/db");
+        assert_eq!(
+            canonical(EngineKind::Kv2, "secret/data/shop/db").unwrap(),
+            "secret/data/shop/db"
+        );
+        assert_eq!(
+            canonical(EngineKind::Kv2, "v1/secret/data/shop/db#a").unwrap(),
+            "secret/data/shop/db"
+        );
         assert_eq!(canonical(EngineKind::Kv1, "secret/shop/db").unwrap(), "secret/shop/db");
     }
 
     #[test]
     fn a_name_that_the_kv2_api_uses_itself_is_ambiguous() {
-        for text in ["secret/data", "secret/metadata", "secret/metadata/a", "secret/config", "secret/destroy/x"] {
-            assert!(matches!(canonical(EngineKind::Kv2, text), Err(SpellingError::Ambiguous { .. })), "{text}");
+        for text in [
+            "secret/data",
+            "secret/metadata",
+            "secret/metadata/a",
+            "secret/config",
+            "secret/destroy/x",
+        ] {
+            assert!(
+                matches!(canonical(EngineKind::Kv2, text), Err(SpellingError::Ambiguous { .. })),
+                "{text}"
+            );
         }
-        assert_eq!(canonical(EngineKind::Kv2, "secret/data/metadata/a").unwrap(), "secret/data/metadata/a");
+        assert_eq!(
+            canonical(EngineKind::Kv2, "secret/data/metadata/a").unwrap(),
+            "secret/data/metadata/a"
+        );
         assert!(canonical(EngineKind::Kv1, "secret/config").is_ok());
     }
 

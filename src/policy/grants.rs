@@ -1,7 +1,10 @@
 //! Grants as the configuration writes them.
 /// placeholder
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Share { Consumer, Agent }
+pub enum Share {
+    Consumer,
+    Agent,
+}
 pub struct GrantConfig;
 pub struct PolicyConfig;
 pub enum Who {}

@@ -29,8 +29,11 @@ pub trait Source: Send + Sync {
     async fn login(&self, identity: &LoginIdentity) -> Result<Login, SourceError>;
 
     /// Renews a session's token; `increment` is the first grant's duration.
-    async fn renew_token(&self, token: &Token, increment: Duration)
-    -> Result<TokenGrant, SourceError>;
+    async fn renew_token(
+        &self,
+        token: &Token,
+        increment: Duration,
+    ) -> Result<TokenGrant, SourceError>;
 
     /// Ends a session with all leases made under it (`revoke-self`).
     async fn end_session(&self, token: &Token) -> Result<(), SourceError>;

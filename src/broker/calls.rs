@@ -1,0 +1,177 @@
+//! Upstream calls as futures: what goes out, what the audit log says of it, what comes back.
+
+use std::sync::Arc;
+
+use super::event::{Call, Done, EffectId};
+use super::store::Store;
+use crate::audit::{Audit, AuditEvent};
+use crate::clock::BootInstant;
+use crate::domain::{LeaseId, SecretRef, SourceName, Token};
+use crate::source::{
+    ErrorClass, Fetched, LeaseTerms, Login, SharedSource, SourceError, TokenGrant,
+};
+
+/// A call that came back.
+pub(super) struct Returned {
+    pub effect: EffectId,
+    /// When its request left.
+    pub left_at: BootInstant,
+    pub outcome: Result<Raw, SourceError>,
+}
+
+/// A successful call with its secrets still in it.
+pub(super) enum Raw {
+    LoggedIn(Login),
+    TokenRenewed(TokenGrant),
+    Probed(crate::domain::Mount),
+    Fetched(Fetched),
+    LeaseRenewed(LeaseTerms),
+    Ended,
+}
+
+/// Everything a call needs, taken from the store before it leaves.
+struct Outgoing {
+    token: Option<Arc<Token>>,
+    lease: Option<Arc<LeaseId>>,
+    call: Call,
+}
+
+/// The future of one call. Its lifetime starts when the request leaves, not when it is answered.
+pub(super) fn run(
+    effect: EffectId,
+    name: SourceName,
+    source: Option<SharedSource>,
+    call: Call,
+    store: &Store,
+    audit: Audit,
+) -> impl Future<Output = Returned> + Send + 'static {
+    let outgoing = Outgoing {
+        token: token_of(&call).and_then(|id| store.token(id)),
+        lease: lease_of(&call).and_then(|value| store.lease(value)),
+        call,
+    };
+    async move {
+        let left_at = BootInstant::now();
+        let outcome = match &source {
+            Some(source) => outgoing.send(source).await,
+            None => Err(SourceError::new(ErrorClass::InvalidRequest, "no such source")),
+        };
+        outgoing.record(name, &outcome, &audit);
+        Returned { effect, left_at, outcome }
+    }
+}
+
+/// Moves the secrets of a result into the store, leaving their stand-ins.
+pub(super) fn keep(
+    outcome: Result<Raw, SourceError>,
+    store: &mut Store,
+    value_bytes_max: usize,
+) -> Result<Done, SourceError> {
+    Ok(match outcome? {
+        Raw::LoggedIn(login) => Done::LoggedIn {
+            token: store.keep_token(login.token),
+            terms: login.terms,
+            kind: login.kind,
+        },
+        Raw::TokenRenewed(terms) => Done::TokenRenewed(terms),
+        Raw::Probed(mount) => Done::Probed(mount),
+        Raw::Fetched(fetched) if fetched.data.len() > value_bytes_max => {
+            let message = format!(
+                "the secret has {} bytes, more than limits.value_bytes = {value_bytes_max}",
+                fetched.data.len()
+            );
+            return Err(SourceError::new(ErrorClass::InvalidRequest, message));
+        }
+        Raw::Fetched(fetched) => Done::Fetched(store.keep(fetched)),
+        Raw::LeaseRenewed(terms) => Done::LeaseRenewed(terms),
+        Raw::Ended => Done::Ended,
+    })
+}
+
+fn token_of(call: &Call) -> Option<super::event::TokenId> {
+    match call {
+        Call::Login(_) => None,
+        Call::RenewToken { token, .. }
+        | Call::EndSession { token }
+        | Call::Probe { token, .. }
+        | Call::Fetch { token, .. }
+        | Call::RenewLease { token, .. }
+        | Call::RevokeLease { token, .. } => Some(*token),
+    }
+}
+
+fn lease_of(call: &Call) -> Option<super::event::ValueId> {
+    match call {
+        Call::RenewLease { value, .. } | Call::RevokeLease { value, .. } => Some(*value),
+        _ => None,
+    }
+}
+
+impl Outgoing {
+    async fn send(&self, source: &SharedSource) -> Result<Raw, SourceError> {
+        if let Call::Login(identity) = &self.call {
+            return source.login(identity).await.map(Raw::LoggedIn);
+        }
+        let Some(token) = &self.token else {
+            return Err(SourceError::new(ErrorClass::TokenEnded, "the session has ended"));
+        };
+        let gone = || SourceError::new(ErrorClass::LeaseEnded, "the lease has ended");
+        match &self.call {
+            Call::Login(identity) => source.login(identity).await.map(Raw::LoggedIn),
+            Call::RenewToken { increment, .. } => {
+                source.renew_token(token, *increment).await.map(Raw::TokenRenewed)
+            }
+            Call::EndSession { .. } => source.end_session(token).await.map(|()| Raw::Ended),
+            Call::Probe { path, .. } => source.probe_mount(token, path).await.map(Raw::Probed),
+            Call::Fetch { secret, kind, .. } => {
+                source.fetch(token, secret, *kind).await.map(Raw::Fetched)
+            }
+            Call::RenewLease { increment, .. } => {
+                let lease = self.lease.as_ref().ok_or_else(gone)?;
+                source.renew_lease(token, lease, *increment).await.map(Raw::LeaseRenewed)
+            }
+            Call::RevokeLease { .. } => {
+                let lease = self.lease.as_ref().ok_or_else(gone)?;
+                source.revoke_lease(token, lease).await.map(|()| Raw::Ended)
+            }
+        }
+    }
+
+    fn record(&self, source: SourceName, outcome: &Result<Raw, SourceError>, audit: &Audit) {
+        let (action, secret) = self.action();
+        let request_id = match outcome {
+            Ok(Raw::Fetched(fetched)) => Some(fetched.request_id.clone()),
+            _ => None,
+        };
+        let subject_mac = match (&self.lease, outcome) {
+            (Some(lease), _) => Some(audit.mac_lease(lease)),
+            (None, Ok(Raw::Fetched(Fetched { lease: Some((lease, _)), .. }))) => {
+                Some(audit.mac_lease(lease))
+            }
+            (None, Ok(Raw::LoggedIn(login))) => Some(audit.mac_token(&login.token)),
+            (None, _) => self.token.as_ref().map(|token| audit.mac_token(token)),
+        };
+        let outcome = match outcome {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => format!("{:?}", error.class),
+        };
+        // Renewals and ends are never blocked by the audit log; new secrets were checked before.
+        let event =
+            AuditEvent::Upstream { action, source, secret, outcome, subject_mac, request_id };
+        if audit.record(event).is_err() {
+            tracing::warn!(action, "an upstream action could not be recorded: audit log is down");
+        }
+    }
+
+    fn action(&self) -> (&'static str, Option<SecretRef>) {
+        match &self.call {
+            Call::Login(_) => ("login", None),
+            Call::RenewToken { .. } => ("renew-token", None),
+            Call::EndSession { .. } => ("end-session", None),
+            Call::Probe { .. } => ("probe", None),
+            Call::Fetch { secret, .. } => ("fetch", Some(secret.clone())),
+            Call::RenewLease { secret, .. } => ("renew-lease", Some(secret.clone())),
+            Call::RevokeLease { secret, .. } => ("revoke-lease", Some(secret.clone())),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Upstream work in line for budget: renewals first, and never held up by an open breaker.
+
+use std::collections::VecDeque;
+
+use super::cache::Activity;
+use super::mounts::MountKey;
+use super::{Pending, State, Timer};
+use crate::broker::budget::Urgency;
+use crate::broker::event::{Call, Done, EffectId, EntryId, SessionId, TokenId, ValueId};
+use crate::clock::BootInstant;
+use crate::domain::{SecretRef, SourceName};
+use crate::source::{ErrorClass, SourceError};
+
+/// Work that waits for budget.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Job {
+    Login(SessionId),
+    RenewToken(SessionId),
+    EndSession(TokenId),
+    Probe(MountKey),
+    Fetch(EntryId),
+    RenewLease(EntryId),
+    Revoke { entry: EntryId, source: SourceName, secret: SecretRef, token: TokenId, value: ValueId },
+}
+
+impl State {
+    /// Starts queued work as far as the budget goes.
+    pub(super) fn pump(&mut self) {
+        loop {
+            let urgent = !self.urgent.is_empty();
+            let urgency = if urgent { Urgency::Renewal } else { Urgency::Ordinary };
+            let queue = if urgent { &mut self.urgent } else { &mut self.ordinary };
+            let Some(job) = queue.pop_front() else { return };
+            let Some((source, pending, call)) = self.call_for(&job) else { continue };
+            match self.budget.take(self.now, urgency) {
+                Ok(()) => self.start(&job, &source, pending, call),
+                Err(at) => {
+                    let queue = if urgent { &mut self.urgent } else { &mut self.ordinary };
+                    queue.push_front(job);
+                    if let Some(at) = at {
+                        self.deadlines.insert((at, Timer::Pump));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, job: &Job, source: &SourceName, pending: Pending, call: Call) {
+        let id = self.call(source, pending, call);
+        if let Job::Fetch(entry) | Job::RenewLease(entry) = job
+            && let Some(entry) = self.entries.get_mut(entry)
+        {
+            entry.activity = match job {
+                Job::Fetch(_) => Activity::Fetching(id),
+                _ => Activity::Renewing(id),
+            };
+        }
+    }
+
+    /// The call a job stands for, if it is still wanted.
+    fn call_for(&self, job: &Job) -> Option<(SourceName, Pending, Call)> {
+        match job {
+            Job::Login(id) => {
+                let (source, call) = self.login_call(*id)?;
+                Some((source, Pending::Login(*id), call))
+            }
+            Job::RenewToken(id) => {
+                let session = self.sessions.get(id)?;
+                let current = session.current.as_ref()?;
+                let call = Call::RenewToken { token: current.token, increment: current.first_ttl };
+                let pending = Pending::RenewToken(*id, current.token);
+                Some((session.key.source.clone(), pending, call))
+            }
+            Job::EndSession(token) => {
+                let source = self.endings.get(token)?.source.clone();
+                Some((source, Pending::EndSession(*token), Call::EndSession { token: *token }))
+            }
+            Job::Probe(key) => {
+                let probe = self.probes.get(key)?;
+                let session = self.session_for_probe(key)?;
+                let call = Call::Probe { token: session, path: probe.path.clone() };
+                Some((key.0.clone(), Self::probe_pending(key), call))
+            }
+            Job::Fetch(id) => self.fetch_call(*id),
+            Job::RenewLease(id) => self.renew_call(*id),
+            Job::Revoke { entry, source, secret, token, value } => {
+                let call =
+                    Call::RevokeLease { token: *token, value: *value, secret: secret.clone() };
+                Some((source.clone(), Pending::RevokeLease(*entry, *value), call))
+            }
+        }
+    }
+
+    fn session_for_probe(&self, key: &MountKey) -> Option<TokenId> {
+        let probe = self.probes.get(key)?;
+        let purpose = super::session::Purpose::Kv;
+        let (source, login) = (key.0.clone(), probe.login.clone());
+        let id = self.session_index.get(&super::SessionKey { source, login, purpose })?;
+        Some(self.sessions.get(id)?.current.as_ref()?.token)
+    }
+
+    fn fetch_call(&self, id: EntryId) -> Option<(SourceName, Pending, Call)> {
+        let entry = self.entries.get(&id).filter(|entry| entry.activity == Activity::Queued)?;
+        let token = self.sessions.get(&entry.session)?.current.as_ref()?.token;
+        let secret = entry.key.secret.clone();
+        let source = secret.source.clone();
+        Some((source, Pending::Fetch(id, token), Call::Fetch { token, secret, kind: entry.kind }))
+    }
+
+    fn renew_call(&self, id: EntryId) -> Option<(SourceName, Pending, Call)> {
+        let entry =
+            self.entries.get(&id).filter(|entry| entry.activity == Activity::RenewQueued)?;
+        let held = entry.current?;
+        let increment = held.lease?.first_duration;
+        let (token, value) = (held.token, held.value);
+        let secret = entry.key.secret.clone();
+        let source = secret.source.clone();
+        let call = Call::RenewLease { token, value, increment, secret };
+        Some((source, Pending::RenewLease(id, value), call))
+    }
+
+    /// While a source's breaker is open, ordinary work for it fails at once with the reason.
+    pub(super) fn fail_fast(&mut self) {
+        let now = self.now;
+        if self.ordinary.is_empty() || self.sources.values().all(|s| s.is_open(now).is_none()) {
+            return;
+        }
+        let mut kept = VecDeque::new();
+        for job in std::mem::take(&mut self.ordinary) {
+            let Some((source, pending, _)) = self.call_for(&job) else { continue };
+            let health = self.sources.get(&source);
+            match health.and_then(|health| Some((health.is_open(now)?, health.last_error.clone())))
+            {
+                None => kept.push_back(job),
+                Some((until, last_error)) => {
+                    let mut error = SourceError::new(
+                        ErrorClass::Unreachable,
+                        last_error.unwrap_or_else(|| "source is unreachable".to_owned()),
+                    );
+                    error.retry_after = Some(now.until(until));
+                    self.dispatch(pending, now, Err(error));
+                }
+            }
+        }
+        self.ordinary.append(&mut kept);
+    }
+
+    /// A call came back: budget and health first, then what it was for.
+    pub(super) fn completed(
+        &mut self,
+        effect: EffectId,
+        left_at: BootInstant,
+        outcome: Result<Done, SourceError>,
+    ) {
+        let Some(pending) = self.pending.remove(&effect) else { return };
+        self.budget.give_back();
+        if let Some(source) = self.source_of(&pending)
+            && let Some(health) = self.sources.get_mut(&source)
+        {
+            health.in_flight = health.in_flight.saturating_sub(1);
+            match &outcome {
+                Err(error) if error.class == ErrorClass::Unreachable => {
+                    let retry_after = error.retry_after;
+                    health.unanswered(self.now, &error.message, retry_after, &mut self.rng);
+                }
+                _ => health.answered(self.now),
+            }
+        }
+        self.dispatch(pending, left_at, outcome);
+    }
+
+    fn source_of(&self, pending: &Pending) -> Option<SourceName> {
+        match pending {
+            Pending::Login(id) | Pending::RenewToken(id, _) | Pending::PersistSession(id) => {
+                Some(self.sessions.get(id)?.key.source.clone())
+            }
+            Pending::EndSession(token) => Some(self.endings.get(token)?.source.clone()),
+            Pending::Probe(key) => Some(key.0.clone()),
+            Pending::Fetch(id, _)
+            | Pending::RenewLease(id, _)
+            | Pending::RevokeLease(id, _)
+            | Pending::PersistLease(id) => Some(self.entries.get(id)?.key.secret.source.clone()),
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        pending: Pending,
+        left_at: BootInstant,
+        outcome: Result<Done, SourceError>,
+    ) {
+        match (pending, outcome) {
+            (Pending::Login(id), Ok(Done::LoggedIn { token, terms, kind })) => {
+                self.logged_in(id, left_at, token, terms, kind);
+            }
+            (Pending::Login(id), Err(error)) => self.login_failed(id, error),
+            (Pending::RenewToken(id, token), Ok(Done::TokenRenewed(terms))) => {
+                self.token_renewed(id, token, left_at, terms);
+            }
+            (Pending::RenewToken(id, token), Err(error)) => {
+                self.token_renewal_failed(id, token, error);
+            }
+            (Pending::EndSession(token), outcome) => {
+                self.session_ended(token, outcome.map(|_| ()));
+            }
+            (Pending::Probe(key), Ok(Done::Probed(mount))) => self.probed(&key, &mount),
+            (Pending::Probe(key), Err(error)) => self.probe_returned(&key, &error),
+            (Pending::Fetch(id, token), Ok(Done::Fetched(fetched))) => {
+                self.with_entry(id, |state, entry| state.fetched(entry, token, left_at, fetched));
+            }
+            (Pending::Fetch(id, token), Err(error)) => {
+                self.token_verdict(id, token, &error);
+                self.with_entry(id, |state, entry| state.fetch_failed(entry, error));
+            }
+            (Pending::RenewLease(id, value), Ok(Done::LeaseRenewed(terms))) => {
+                self.with_entry(id, |state, entry| {
+                    state.lease_renewed(entry, value, left_at, terms);
+                });
+            }
+            (Pending::RenewLease(id, value), Err(error)) => {
+                let token = self.entries.get(&id).and_then(|e| e.current).map(|held| held.token);
+                if let Some(token) = token {
+                    self.token_verdict(id, token, &error);
+                }
+                self.with_entry(id, |state, entry| state.renewal_failed(entry, value, error));
+            }
+            (Pending::RevokeLease(id, value), outcome) => {
+                self.lease_revoked(id, value, outcome.map(|_| ()));
+            }
+            // A call answered with another call's result would be a defect of the task.
+            (pending, outcome) => debug_assert!(false, "{pending:?} came back as {outcome:?}"),
+        }
+    }
+
+    /// A call told that its token is dead: the session hears of it before the entry does.
+    fn token_verdict(&mut self, id: EntryId, token: TokenId, error: &SourceError) {
+        if error.class == ErrorClass::TokenEnded
+            && let Some(session) = self.entries.get(&id).map(|entry| entry.session)
+        {
+            self.token_ended(session, token);
+        }
+    }
+
+    fn lease_revoked(&mut self, id: EntryId, value: ValueId, outcome: Result<(), SourceError>) {
+        match self.entries.remove(&id) {
+            Some(mut entry) => {
+                self.revoked(Some(&mut entry), value, outcome);
+                self.settle(entry);
+            }
+            None => self.revoked(None, value, outcome),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Local leases: what a socket caller holds on a dynamic secret. Its end is the end of the interest.
+
+use super::cache::Entry;
+use super::{State, Timer};
+use crate::broker::LocalLeaseError;
+use crate::broker::event::{
+    Answer, Effect, EntryId, LocalKey, LocalOperation, LocalTerms, ValueId, WaiterId,
+};
+use crate::clock::BootInstant;
+use crate::domain::ConsumerId;
+
+/// A local lease.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Local {
+    pub entry: EntryId,
+    pub consumer: ConsumerId,
+    /// The credential it is for; a replaced one cannot be prolonged.
+    pub value: ValueId,
+    pub issued_at: BootInstant,
+    /// Until when its holder was told it lives.
+    pub until: BootInstant,
+}
+
+impl State {
+    /// The terms a reader of a leased secret is told: its local lease, opened if need be.
+    pub(super) fn told_local(
+        &mut self,
+        entry: &mut Entry,
+        consumer: &ConsumerId,
+    ) -> Option<LocalTerms> {
+        let held = entry.current.filter(|held| held.lease.is_some())?;
+        let open = entry.locals.iter().copied().find(|key| {
+            let local = self.locals.get(key);
+            local.is_some_and(|l| l.value == held.value && l.consumer == *consumer)
+        });
+        let key =
+            open.unwrap_or_else(|| self.open_local(entry, consumer, held.value, held.dead_at));
+        self.prolong(key, held.dead_at);
+        self.local_terms(entry, key)
+    }
+
+    fn open_local(
+        &mut self,
+        entry: &mut Entry,
+        consumer: &ConsumerId,
+        value: ValueId,
+        until: BootInstant,
+    ) -> LocalKey {
+        let key = LocalKey(self.fresh_id());
+        let local = Local {
+            entry: entry.id,
+            consumer: consumer.clone(),
+            value,
+            issued_at: self.now,
+            until,
+        };
+        self.locals.insert(key, local);
+        self.deadlines.insert((until, Timer::Local(key)));
+        entry.locals.push(key);
+        let path = entry.key.secret.path.clone();
+        self.effects.push(Effect::OpenLocal { local: key, path, until });
+        self.publish(entry);
+        key
+    }
+
+    fn prolong(&mut self, key: LocalKey, until: BootInstant) {
+        if let Some(local) = self.locals.get_mut(&key)
+            && until > local.until
+        {
+            self.deadlines.remove(&(local.until, Timer::Local(key)));
+            local.until = until;
+            self.deadlines.insert((until, Timer::Local(key)));
+        }
+    }
+
+    fn local_terms(&self, entry: &Entry, key: LocalKey) -> Option<LocalTerms> {
+        let local = self.locals.get(&key)?;
+        let current = entry.current.as_ref().filter(|held| held.value == local.value);
+        let retired = entry.retiring.iter().find(|old| old.held.value == local.value);
+        let end = current.map(|held| held.dead_at).or_else(|| {
+            retired.map(|old| if old.lapses { old.held.dead_at } else { old.ends_at })
+        })?;
+        Some(LocalTerms {
+            local: key,
+            path: entry.key.secret.path.clone(),
+            issued_at: local.issued_at,
+            duration: self.now.until(end.min(local.until)),
+            renewable: current.is_some(),
+        })
+    }
+
+    pub(super) fn local_operation(
+        &mut self,
+        waiter: WaiterId,
+        consumer: &ConsumerId,
+        key: LocalKey,
+        operation: LocalOperation,
+    ) {
+        let entry = self.locals.get(&key).filter(|l| l.consumer == *consumer).map(|l| l.entry);
+        let mut told = None;
+        if let Some(entry) = entry {
+            self.with_entry(entry, |state, entry| {
+                if operation == LocalOperation::Renew
+                    && let Some(held) = entry.current
+                    && state.locals.get(&key).is_some_and(|local| local.value == held.value)
+                {
+                    state.prolong(key, held.dead_at);
+                }
+                told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
+                if operation == LocalOperation::Revoke || told.is_none() {
+                    state.close_local(entry, key);
+                }
+            });
+        }
+        self.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+    }
+
+    /// Its time seems over; hits may have moved it without telling us, so ask before ending it.
+    pub(super) fn local_due(&mut self, key: LocalKey) {
+        if self.locals.contains_key(&key) {
+            self.effects.push(Effect::ReviewInterest { local: key });
+        }
+    }
+
+    pub(super) fn review_interest(&mut self, key: LocalKey, until: BootInstant) {
+        let Some(local) = self.locals.get_mut(&key) else { return };
+        if until > self.now {
+            local.until = until;
+            self.deadlines.insert((until, Timer::Local(key)));
+            return;
+        }
+        let entry = local.entry;
+        self.with_entry(entry, |state, entry| state.close_local(entry, key));
+    }
+
+    fn close_local(&mut self, entry: &mut Entry, key: LocalKey) {
+        entry.locals.retain(|open| *open != key);
+        if let Some(local) = self.locals.remove(&key) {
+            self.deadlines.remove(&(local.until, Timer::Local(key)));
+            self.effects.push(Effect::CloseLocal(key));
+        }
+    }
+}

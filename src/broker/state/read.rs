@@ -1,0 +1,204 @@
+//! Reads and subscriptions: which entry they mean, and what can be answered at once.
+
+use super::cache::{Activity, Entry, Waiter};
+use super::mounts::Parked;
+use super::{FollowUp, State, SubscriptionPlace};
+use crate::broker::event::{Answer, CacheKey, Effect, EntryId, SubscriptionId, WaiterId, Want};
+use crate::broker::{Freshness, Problem, ReadError};
+use crate::domain::{Mount, PathKind, SecretRef, SourceName};
+use crate::source::ErrorClass;
+
+impl State {
+    pub(super) fn read(&mut self, waiter: WaiterId, want: Want) {
+        let Some(mount) = self.known_mount(&want) else {
+            self.park(Parked::Read(waiter, want));
+            return;
+        };
+        match self.entry_for(&want, &mount) {
+            Err(limit) => self.answer(waiter, Answer::Refused(ReadError::Full { limit })),
+            Ok(id) => self.with_entry(id, |state, entry| {
+                state.read_entry(entry, Waiter { id: waiter, consumer: want.consumer });
+            }),
+        }
+    }
+
+    fn read_entry(&mut self, entry: &mut Entry, waiter: Waiter) {
+        let now = self.now;
+        if let Some(held) = entry.alive(now) {
+            if now < held.fresh_until {
+                self.answer_value(entry, &waiter, Freshness::Hit);
+                return;
+            }
+            if entry.retry_at.is_some_and(|at| at > now) {
+                self.answer_value(entry, &waiter, Freshness::Stale);
+                return;
+            }
+        } else if let Some(refusal) = self.remembered_refusal(entry) {
+            self.answer(waiter.id, Answer::Refused(refusal));
+            return;
+        }
+        entry.waiters.push(waiter);
+        if entry.activity == Activity::Idle {
+            self.follow_ups.push_back(FollowUp::WantFetch(entry.id));
+        }
+    }
+
+    /// A failure that is answered without asking again: remembered briefly, or until the retry.
+    fn remembered_refusal(&self, entry: &Entry) -> Option<ReadError> {
+        let problem = entry.problem.as_ref()?;
+        let negative = entry.negative_until.filter(|until| *until > self.now);
+        let waiting =
+            entry.retry_at.filter(|at| *at > self.now && entry.activity == Activity::Idle);
+        let until = negative.or(waiting.filter(|_| problem.class == ErrorClass::Unreachable))?;
+        Some(refusal(problem, Some(self.now.until(until))))
+    }
+
+    pub(super) fn subscribe(&mut self, subscription: SubscriptionId, want: Want) {
+        let Some(mount) = self.known_mount(&want) else {
+            let key = Self::mount_key(&want.secret.source, &want.mount.path);
+            self.subscriptions.insert(subscription, SubscriptionPlace::Probing(key));
+            self.park(Parked::Subscribe(subscription, want));
+            return;
+        };
+        self.subscribe_known(subscription, want, &mount);
+    }
+
+    pub(super) fn subscribe_known(
+        &mut self,
+        subscription: SubscriptionId,
+        want: Want,
+        mount: &Mount,
+    ) {
+        match self.entry_for(&want, mount) {
+            Err(limit) => {
+                let message = ReadError::Full { limit }.to_string();
+                self.notify_failure(subscription, ErrorClass::InvalidRequest, message);
+            }
+            Ok(id) => {
+                self.subscriptions.insert(subscription, SubscriptionPlace::Entry(id));
+                self.with_entry(id, |state, entry| {
+                    entry.subscriptions.insert(subscription, want.consumer);
+                    state.greet(subscription, entry);
+                });
+            }
+        }
+    }
+
+    /// A new subscriber hears the current level, if there is one.
+    fn greet(&mut self, subscription: SubscriptionId, entry: &Entry) {
+        let alive = entry.alive(self.now).is_some();
+        if alive || entry.problem.is_some() {
+            self.effects.push(Effect::Notify {
+                subscription,
+                entry: alive.then_some(entry.id),
+                problem: entry.problem.clone(),
+            });
+        }
+    }
+
+    pub(super) fn notify_failure(
+        &mut self,
+        subscription: SubscriptionId,
+        class: ErrorClass,
+        message: String,
+    ) {
+        let problem = Problem { class, message, since: self.now, attempts: 1 };
+        self.effects.push(Effect::Notify { subscription, entry: None, problem: Some(problem) });
+    }
+
+    pub(super) fn unsubscribe(&mut self, subscription: SubscriptionId) {
+        match self.subscriptions.remove(&subscription) {
+            Some(SubscriptionPlace::Entry(id)) => self.with_entry(id, |_, entry| {
+                entry.subscriptions.remove(&subscription);
+            }),
+            Some(SubscriptionPlace::Probing(key)) => self.unpark(&key, subscription),
+            None => {}
+        }
+    }
+
+    /// The entry a read or subscription means, created if need be and if there is room.
+    pub(super) fn entry_for(
+        &mut self,
+        want: &Want,
+        mount: &Mount,
+    ) -> Result<EntryId, &'static str> {
+        let kind = mount.path_kind(&want.secret.path);
+        let own = kind == PathKind::Minting && want.own_dynamic;
+        let key = CacheKey {
+            secret: want.secret.clone(),
+            login: want.login.clone(),
+            consumer: own.then(|| want.consumer.clone()),
+        };
+        if let Some(id) = self.index.get(&key) {
+            return Ok(*id);
+        }
+        self.make_room(0)?;
+        let id = EntryId(self.fresh_id());
+        let times = self.settings.times(&want.secret);
+        let mut entry = Box::new(Entry::new(id, key.clone(), kind, times));
+        entry.session = self.hold_session(&key, kind, id);
+        self.index.insert(key, id);
+        self.entries.insert(id, entry);
+        Ok(id)
+    }
+
+    pub(super) fn refresh(&mut self, waiter: WaiterId, secret: &SecretRef) {
+        let ids = self.entries_of(secret);
+        for id in &ids {
+            self.with_entry(*id, Self::refresh_entry);
+        }
+        self.answer(waiter, Answer::Refreshed(ids.len()));
+    }
+
+    fn refresh_entry(&mut self, entry: &mut Entry) {
+        if entry.activity != Activity::Idle {
+            return;
+        }
+        entry.retry_at = None;
+        entry.negative_until = None;
+        match entry.current {
+            Some(held) if held.lease.is_some_and(|lease| lease.renewable) && !entry.replacing => {
+                self.want_renewal(entry);
+            }
+            Some(held) if held.lease.is_some() => {}
+            _ => self.follow_ups.push_back(FollowUp::WantFetch(entry.id)),
+        }
+    }
+
+    /// The content behind a source changed: what is subscribed is read again, the rest forgotten.
+    pub(super) fn source_changed(&mut self, source: &SourceName) {
+        self.mounts.retain(|(name, _), _| name != source);
+        let of_source =
+            |(key, id): (&CacheKey, &EntryId)| (key.secret.source == *source).then_some(*id);
+        let ids: Vec<EntryId> = self.index.iter().filter_map(of_source).collect();
+        for id in ids {
+            self.with_entry(id, |state, entry| {
+                if entry.kind == PathKind::Minting && entry.current.is_some() {
+                    return;
+                }
+                state.refresh_entry(entry);
+            });
+        }
+    }
+
+    /// Answers with the current value; leased ones get or keep a local lease.
+    pub(super) fn answer_value(
+        &mut self,
+        entry: &mut Entry,
+        waiter: &Waiter,
+        freshness: Freshness,
+    ) {
+        let local = self.told_local(entry, &waiter.consumer);
+        let answer = Answer::Value { entry: entry.id, freshness, local };
+        self.answer(waiter.id, answer);
+    }
+
+    pub(super) fn answer(&mut self, waiter: WaiterId, answer: Answer) {
+        self.effects.push(Effect::Answer { waiter, answer });
+    }
+}
+
+/// A problem as the refusal a reader gets.
+pub(super) fn refusal(problem: &Problem, retry_after: Option<std::time::Duration>) -> ReadError {
+    ReadError::Source { class: problem.class, message: problem.message.clone(), retry_after }
+}

@@ -1,0 +1,531 @@
+//! Sessions: one token per purpose, renewed at 75 %, replaced beside itself before a known end,
+//! ended with its last holder.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::jobs::Job;
+use super::mounts::MountKey;
+use super::{FollowUp, Pending, State, Timer};
+use crate::broker::event::{CacheKey, Call, EntryId, Record, SessionId, TokenId};
+use crate::broker::lease::{backoff_delay, renew_after, retry_delay};
+use crate::clock::BootInstant;
+use crate::domain::{ConsumerId, LoginIdentity, PathKind, SecretRef, SourceName};
+use crate::source::{ErrorClass, SourceError, TokenGrant, TokenKind};
+
+/// A KV session without holders is kept this long: reads of absent secrets must not log in each time.
+const LINGER: Duration = Duration::from_secs(60);
+/// Logging in beside a live session after a denial happens at most this often.
+const BESIDE_INTERVAL: Duration = Duration::from_secs(60);
+/// A token grant shorter than the first by more than this proves its maximum TTL.
+const TRUNCATION_TOLERANCE: Duration = Duration::from_secs(1);
+/// A session's end is tried this often before it is left to lapse.
+const END_ATTEMPTS_MAX: u32 = 5;
+
+/// Scope of a session.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SessionKey {
+    pub source: SourceName,
+    pub login: LoginIdentity,
+    pub purpose: Purpose,
+}
+
+/// What a session is for: its end must end exactly this.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// Reads that everybody of the login identity shares.
+    Kv,
+    /// One consumer's dynamic credentials.
+    Consumer(ConsumerId),
+    /// One dynamic credential that a rule shares.
+    Shared(SecretRef),
+}
+
+/// A session with its tokens, holders and waiters.
+pub(super) struct Session {
+    pub key: SessionKey,
+    pub logging_in: bool,
+    pub current: Option<Generation>,
+    /// Predecessors that still have leases.
+    pub retiring: Vec<Generation>,
+    pub holders: BTreeSet<EntryId>,
+    pub waiting: Vec<Waiting>,
+    pub attempts: u32,
+    pub retry_at: Option<BootInstant>,
+    pub last_error: Option<SourceError>,
+    pub beside_at: Option<BootInstant>,
+    pub linger_until: Option<BootInstant>,
+    armed: Option<BootInstant>,
+}
+
+/// One token of a session.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Generation {
+    pub token: TokenId,
+    pub kind: TokenKind,
+    pub first_ttl: Duration,
+    /// `None` does not expire.
+    pub expires_at: Option<BootInstant>,
+    pub renewable: bool,
+    /// When it is renewed, or replaced if it cannot be.
+    pub renew_at: Option<BootInstant>,
+    pub attempts: u32,
+    pub renewing: bool,
+}
+
+/// What waits for a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Waiting {
+    Entry(EntryId),
+    Probe(MountKey),
+}
+
+/// A token that is being revoked.
+#[derive(Debug, Clone)]
+pub(super) struct Ending {
+    pub source: SourceName,
+    pub attempts: u32,
+    pub expires_at: Option<BootInstant>,
+    pub retry_at: Option<BootInstant>,
+}
+
+impl Generation {
+    fn granted(
+        token: TokenId,
+        kind: TokenKind,
+        left_at: BootInstant,
+        terms: TokenGrant,
+        rng: &mut fastrand::Rng,
+    ) -> Self {
+        let forever = terms.ttl.is_zero();
+        Self {
+            token,
+            kind,
+            first_ttl: terms.ttl,
+            expires_at: (!forever).then(|| left_at + terms.ttl),
+            renewable: terms.renewable && kind == TokenKind::Service,
+            renew_at: (!forever).then(|| left_at + renew_after(terms.ttl, rng)),
+            attempts: 0,
+            renewing: false,
+        }
+    }
+}
+
+impl State {
+    /// Finds or creates the session for an entry and counts the entry as a holder.
+    pub(super) fn hold_session(
+        &mut self,
+        key: &CacheKey,
+        kind: PathKind,
+        id: EntryId,
+    ) -> SessionId {
+        let purpose = match &key.consumer {
+            _ if Self::is_shared(kind) => Purpose::Kv,
+            Some(consumer) => Purpose::Consumer(consumer.clone()),
+            None => Purpose::Shared(key.secret.clone()),
+        };
+        let (source, login) = (key.secret.source.clone(), key.login.clone());
+        let session = self.session(SessionKey { source, login, purpose });
+        if let Some(held) = self.sessions.get_mut(&session) {
+            held.holders.insert(id);
+            held.linger_until = None;
+        }
+        session
+    }
+
+    pub(super) fn kv_session(&mut self, source: &SourceName, login: &LoginIdentity) -> SessionId {
+        let (source, login) = (source.clone(), login.clone());
+        self.session(SessionKey { source, login, purpose: Purpose::Kv })
+    }
+
+    fn session(&mut self, key: SessionKey) -> SessionId {
+        if let Some(id) = self.session_index.get(&key) {
+            return *id;
+        }
+        let id = SessionId(self.fresh_id());
+        self.session_index.insert(key.clone(), id);
+        let session = Session {
+            key,
+            logging_in: false,
+            current: None,
+            retiring: Vec::new(),
+            holders: BTreeSet::new(),
+            waiting: Vec::new(),
+            attempts: 0,
+            retry_at: None,
+            last_error: None,
+            beside_at: None,
+            linger_until: None,
+            armed: None,
+        };
+        self.sessions.insert(id, session);
+        id
+    }
+
+    pub(super) fn await_token(&mut self, session: SessionId, entry: EntryId) {
+        self.await_token_for(session, Waiting::Entry(entry));
+    }
+
+    /// Goes on at once with a live token; else logs in, or fails with the last login's reason.
+    pub(super) fn await_token_for(&mut self, id: SessionId, waiting: Waiting) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let live = session.current.as_ref().is_some_and(|t| t.expires_at.is_none_or(|at| at > now));
+        if live {
+            self.wake(waiting);
+            return;
+        }
+        if let (Some(at), Some(error)) = (session.retry_at, session.last_error.clone())
+            && at > now
+            && !session.logging_in
+        {
+            let retry_after = Some(now.until(at));
+            self.fail_waiting(waiting, SourceError { retry_after, ..error });
+            return;
+        }
+        session.waiting.push(waiting);
+        self.start_login(id);
+    }
+
+    fn start_login(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if !session.logging_in {
+            session.logging_in = true;
+            session.retry_at = None;
+            self.ordinary.push_back(Job::Login(id));
+        }
+        self.arm_session(id);
+    }
+
+    /// After a denial: a fresh login may carry a changed role. The old token lives on.
+    pub(super) fn login_beside_for(&mut self, id: SessionId, entry: EntryId) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.beside_at = Some(now);
+        session.waiting.push(Waiting::Entry(entry));
+        self.start_login(id);
+    }
+
+    /// Whether a denied read may be tried once more with a fresh login.
+    pub(super) fn may_try_beside(&self, entry: &super::cache::Entry) -> bool {
+        let recently = |at: BootInstant| self.now.since(at) < BESIDE_INTERVAL;
+        !entry.tried_beside
+            && self
+                .sessions
+                .get(&entry.session)
+                .is_some_and(|session| !session.beside_at.is_some_and(recently))
+    }
+
+    fn wake(&mut self, waiting: Waiting) {
+        match waiting {
+            Waiting::Entry(id) => self.follow_ups.push_back(FollowUp::TokenReady(id)),
+            Waiting::Probe(key) => self.probe_ready(key),
+        }
+    }
+
+    fn fail_waiting(&mut self, waiting: Waiting, error: SourceError) {
+        match waiting {
+            Waiting::Entry(id) => self.follow_ups.push_back(FollowUp::FetchFailed(id, error)),
+            Waiting::Probe(key) => self.probe_failed(&key, &error),
+        }
+    }
+
+    pub(super) fn logged_in(
+        &mut self,
+        id: SessionId,
+        left_at: BootInstant,
+        token: TokenId,
+        terms: TokenGrant,
+        kind: TokenKind,
+    ) {
+        self.counters.logins += 1;
+        let generation = Generation::granted(token, kind, left_at, terms, &mut self.rng);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.attempts = 0;
+        session.last_error = None;
+        session.retry_at = None;
+        let old = session.current.replace(generation);
+        if let Some(old) = old {
+            let token = old.token;
+            session.retiring.push(old);
+            self.follow_ups.push_back(FollowUp::ReplaceUnder(id, token));
+        }
+        // Nothing is minted under a session that a successor would not know of.
+        self.persist(Pending::PersistSession(id), Record::SessionStarted { token });
+    }
+
+    pub(super) fn session_recorded(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.logging_in = false;
+        for waiting in std::mem::take(&mut session.waiting) {
+            self.wake(waiting);
+        }
+        self.check_session(id);
+    }
+
+    pub(super) fn login_failed(&mut self, id: SessionId, error: SourceError) {
+        self.counters.failures += 1;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.logging_in = false;
+        session.attempts = session.attempts.saturating_add(1);
+        let delay = backoff_delay(session.attempts, &mut self.rng);
+        session.retry_at = Some(self.now + delay.max(error.retry_after.unwrap_or_default()));
+        // A refused login says nothing about the secret itself: nothing cached is purged by it.
+        let error = SourceError {
+            class: ErrorClass::Unreachable,
+            message: format!("login failed: {}", error.message),
+            retry_after: Some(delay),
+            ambiguous: false,
+        };
+        session.last_error = Some(error.clone());
+        if let Some(generation) = &mut session.current {
+            generation.attempts = generation.attempts.saturating_add(1);
+            let remaining = generation.expires_at.map_or(delay, |at| self.now.until(at));
+            let pause = retry_delay(generation.attempts, remaining, &mut self.rng);
+            generation.renew_at = Some(self.now + pause);
+        }
+        for waiting in std::mem::take(&mut session.waiting) {
+            self.fail_waiting(waiting, error.clone());
+        }
+        self.check_session(id);
+    }
+
+    pub(super) fn token_renewed(
+        &mut self,
+        id: SessionId,
+        token: TokenId,
+        left_at: BootInstant,
+        terms: TokenGrant,
+    ) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(generation) = session.current.as_mut().filter(|t| t.token == token) else {
+            return;
+        };
+        generation.renewing = false;
+        generation.attempts = 0;
+        generation.expires_at = Some(left_at + terms.ttl);
+        generation.renew_at = Some(left_at + renew_after(terms.ttl, &mut self.rng));
+        if terms.ttl + TRUNCATION_TOLERANCE < generation.first_ttl {
+            // Its maximum TTL is near: a successor is needed before the end that is now known.
+            generation.renewable = false;
+            generation.renew_at = Some(self.now);
+        }
+        self.follow_ups.push_back(FollowUp::TokenExtended(id, token));
+        self.arm_session(id);
+    }
+
+    pub(super) fn token_renewal_failed(
+        &mut self,
+        id: SessionId,
+        token: TokenId,
+        error: SourceError,
+    ) {
+        self.counters.failures += 1;
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.last_error = Some(error.clone());
+        let Some(generation) = session.current.as_mut().filter(|t| t.token == token) else {
+            return;
+        };
+        generation.renewing = false;
+        generation.attempts = generation.attempts.saturating_add(1);
+        match error.class {
+            ErrorClass::TokenEnded => {
+                self.follow_ups.push_back(FollowUp::TokenEnded(id, token));
+                return;
+            }
+            ErrorClass::Unreachable | ErrorClass::LeaseEnded => {
+                let remaining = generation.expires_at.map_or(Duration::MAX, |at| now.until(at));
+                let pause = retry_delay(generation.attempts, remaining, &mut self.rng);
+                generation.renew_at = Some(now + pause);
+            }
+            // The token lives but may not renew itself: it is replaced like one that cannot be.
+            ErrorClass::Denied | ErrorClass::NotFound | ErrorClass::InvalidRequest => {
+                generation.renewable = false;
+                generation.renew_at = Some(now);
+            }
+        }
+        self.arm_session(id);
+    }
+
+    /// The token is dead, by proof or by the clock.
+    pub(super) fn token_ended(&mut self, id: SessionId, token: TokenId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let known = session.current.as_ref().is_some_and(|t| t.token == token);
+        if known {
+            session.current = None;
+        }
+        let retiring = session.retiring.len();
+        session.retiring.retain(|generation| generation.token != token);
+        if known || session.retiring.len() != retiring {
+            self.effects.push(crate::broker::event::Effect::DropToken(token));
+            self.lose_leases_under(id, token);
+        }
+        self.check_session(id);
+    }
+
+    pub(super) fn session_worked(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.attempts = 0;
+        }
+    }
+
+    pub(super) fn token_expiry(&self, id: SessionId, token: TokenId) -> Option<BootInstant> {
+        let session = self.sessions.get(&id)?;
+        let mut generations = session.current.iter().chain(&session.retiring);
+        generations.find(|generation| generation.token == token)?.expires_at
+    }
+
+    pub(super) fn holders(&self, id: SessionId) -> Vec<EntryId> {
+        self.sessions
+            .get(&id)
+            .map_or(Vec::new(), |session| session.holders.iter().copied().collect())
+    }
+
+    pub(super) fn release_holder(&mut self, id: SessionId, entry: EntryId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.holders.remove(&entry);
+            session.waiting.retain(|waiting| *waiting != Waiting::Entry(entry));
+        }
+        self.check_session(id);
+    }
+
+    /// Ends tokens that nothing needs any more, and the session with its last holder.
+    pub(super) fn check_session(&mut self, id: SessionId) {
+        let in_use = self.tokens_in_use(id);
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let source = session.key.source.clone();
+        let idle: Vec<Generation> =
+            session.retiring.extract_if(.., |old| !in_use.contains(&old.token)).collect();
+        let unheld =
+            session.holders.is_empty() && session.waiting.is_empty() && !session.logging_in;
+        if unheld && session.key.purpose == Purpose::Kv && session.current.is_some() {
+            session.linger_until.get_or_insert(now + LINGER);
+        }
+        let over = unheld && session.linger_until.is_none_or(|until| until <= now);
+        for generation in idle {
+            self.end_token(&source, &generation);
+        }
+        if over {
+            self.end_tokens(id);
+            self.forget_session(id);
+        } else {
+            self.arm_session(id);
+        }
+    }
+
+    fn forget_session(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.remove(&id) {
+            self.session_index.remove(&session.key);
+            if let Some(at) = session.armed {
+                self.deadlines.remove(&(at, Timer::Session(id)));
+            }
+        }
+    }
+
+    /// Revokes every token of a session, which ends every lease made under it, known or not.
+    pub(super) fn end_tokens(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let source = session.key.source.clone();
+        let tokens: Vec<Generation> =
+            session.current.take().into_iter().chain(session.retiring.drain(..)).collect();
+        for generation in tokens {
+            self.end_token(&source, &generation);
+        }
+    }
+
+    fn end_token(&mut self, source: &SourceName, generation: &Generation) {
+        let ending = Ending {
+            source: source.clone(),
+            attempts: 0,
+            expires_at: generation.expires_at,
+            retry_at: None,
+        };
+        self.endings.insert(generation.token, ending);
+        self.ordinary.push_back(Job::EndSession(generation.token));
+    }
+
+    pub(super) fn session_ended(&mut self, token: TokenId, outcome: Result<(), SourceError>) {
+        let Some(ending) = self.endings.get_mut(&token) else { return };
+        ending.attempts += 1;
+        let again = matches!(&outcome, Err(error) if error.class == ErrorClass::Unreachable)
+            && ending.attempts < END_ATTEMPTS_MAX
+            && ending.expires_at.is_none_or(|at| at > self.now);
+        if again {
+            let at = self.now + backoff_delay(ending.attempts, &mut self.rng);
+            ending.retry_at = Some(at);
+            self.deadlines.insert((at, Timer::Ending(token)));
+        } else {
+            self.endings.remove(&token);
+            self.effects.push(crate::broker::event::Effect::DropToken(token));
+        }
+    }
+
+    pub(super) fn ending_due(&mut self, token: TokenId) {
+        if self.endings.contains_key(&token) {
+            self.ordinary.push_back(Job::EndSession(token));
+        }
+    }
+
+    fn tokens_in_use(&self, id: SessionId) -> BTreeSet<TokenId> {
+        let Some(session) = self.sessions.get(&id) else { return BTreeSet::new() };
+        if session.retiring.is_empty() {
+            return BTreeSet::new();
+        }
+        let held = |entry: &EntryId| self.entries.get(entry);
+        let leased = session.holders.iter().filter_map(held).flat_map(|entry| {
+            let current = entry.current.iter().filter(|held| held.lease.is_some());
+            current.map(|held| held.token).chain(entry.retiring.iter().map(|old| old.held.token))
+        });
+        leased.collect()
+    }
+
+    /// What a deadline means for a session.
+    pub(super) fn session_due(&mut self, id: SessionId) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.armed = None;
+        let all = session.current.iter().chain(&session.retiring);
+        let dead = all.filter(|t| t.expires_at.is_some_and(|at| at <= now)).map(|t| t.token);
+        for token in dead.collect::<Vec<_>>() {
+            self.follow_ups.push_back(FollowUp::TokenEnded(id, token));
+        }
+        let holds = !session.holders.is_empty();
+        let due = session
+            .current
+            .as_mut()
+            .filter(|t| !t.renewing && t.renew_at.is_some_and(|at| at <= now));
+        match due {
+            Some(generation) if generation.renewable => {
+                generation.renewing = true;
+                self.urgent.push_back(Job::RenewToken(id));
+            }
+            Some(generation) => {
+                generation.renew_at = None;
+                if holds {
+                    self.start_login(id);
+                }
+            }
+            None => {}
+        }
+        self.check_session(id);
+    }
+
+    fn arm_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let current = session.current.iter().filter(|t| !t.renewing).filter_map(|t| t.renew_at);
+        let ends = session.current.iter().chain(&session.retiring).filter_map(|t| t.expires_at);
+        let wanted = current.chain(ends).chain(session.linger_until).min();
+        let mut armed = session.armed;
+        self.rearm(&mut armed, wanted, Timer::Session(id));
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.armed = armed;
+        }
+    }
+
+    pub(super) fn login_call(&self, id: SessionId) -> Option<(SourceName, Call)> {
+        let session = self.sessions.get(&id)?;
+        Some((session.key.source.clone(), Call::Login(session.key.login.clone())))
+    }
+}

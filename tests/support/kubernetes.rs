@@ -1,0 +1,154 @@
+//! etcd and kube-apiserver: real service accounts, tokens and TokenReview, no nodes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::certificates::key_files;
+use super::http::Api;
+use super::process::{Process, free_port};
+use super::server_program;
+
+const START: Duration = Duration::from_secs(90);
+const ADMIN: &str = "harness-admin";
+
+pub struct Kubernetes {
+    api: Api,
+    pub address: String,
+    pub ca_file: PathBuf,
+    // The API server goes before the store under it, both before their directory.
+    _apiserver: Process,
+    _etcd: Process,
+    _dir: TempDir,
+}
+
+impl Kubernetes {
+    pub fn start() -> Kubernetes {
+        let dir = TempDir::with_prefix("kubernetes-").expect("create a directory");
+        let (store, etcd) = start_etcd(dir.path());
+        let address = format!("https://127.0.0.1:{}", free_port());
+        let mut apiserver =
+            Process::spawn("kube-apiserver", &apiserver(dir.path(), &store, &address), dir.path());
+        // The server makes its own certificate; the file ends with the authority's.
+        let ca_file = dir.path().join("certs/apiserver.crt");
+        let mut ca = String::new();
+        apiserver.wait_until(START, "writing its certificate", || {
+            ca = fs::read_to_string(&ca_file).unwrap_or_default();
+            ca.matches("-----END CERTIFICATE-----").count() == 2
+        });
+        let api = Api::new(&address, Some(&ca));
+        apiserver.wait_until(START, "answering /readyz", || {
+            let authorization = ("Authorization", &*format!("Bearer {ADMIN}"));
+            let reply = api.send("GET", "readyz", &[authorization], None);
+            reply.is_ok_and(|reply| reply.status == 200)
+        });
+        Kubernetes { api, address, ca_file, _apiserver: apiserver, _etcd: etcd, _dir: dir }
+    }
+
+    pub fn create_namespace(&self, name: &str) {
+        self.create("api/v1/namespaces", json!({ "metadata": { "name": name } }));
+    }
+
+    pub fn create_service_account(&self, namespace: &str, name: &str) {
+        let path = format!("api/v1/namespaces/{namespace}/serviceaccounts");
+        self.create(&path, json!({ "metadata": { "name": name } }));
+    }
+
+    /// Makes its tokens end: the API server then answers TokenReview with an error.
+    pub fn delete_service_account(&self, namespace: &str, name: &str) {
+        let path = format!("api/v1/namespaces/{namespace}/serviceaccounts/{name}");
+        self.request("DELETE", &path, None);
+    }
+
+    /// A token through TokenRequest; no audience means the API server's own. Kubernetes allows no
+    /// lifetime under ten minutes.
+    pub fn token(
+        &self,
+        namespace: &str,
+        name: &str,
+        audience: Option<&str>,
+        lifetime: Duration,
+    ) -> String {
+        let path = format!("api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+        let audiences: Vec<&str> = audience.into_iter().collect();
+        let spec = json!({ "audiences": audiences, "expirationSeconds": lifetime.as_secs() });
+        let answer = self.create(&path, json!({ "spec": spec }));
+        answer["status"]["token"].as_str().expect("status.token").to_owned()
+    }
+
+    /// The right to ask TokenReview about other people's tokens, which Vault needs.
+    pub fn let_review_tokens(&self, namespace: &str, name: &str) {
+        let account = json!({ "kind": "ServiceAccount", "namespace": namespace, "name": name });
+        let binding = json!({
+            "metadata": { "name": format!("{namespace}-{name}-reviews-tokens") },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": "system:auth-delegator",
+            },
+            "subjects": [account],
+        });
+        self.create("apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
+    }
+
+    fn create(&self, path: &str, body: Value) -> Value {
+        self.request("POST", path, Some(body))
+    }
+
+    fn request(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let authorization = ("Authorization", &*format!("Bearer {ADMIN}"));
+        let reply = self
+            .api
+            .send(method, path, &[authorization], body.as_ref())
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        let (status, body) = (reply.status, reply.body);
+        assert!((200..300).contains(&status), "{method} {path}: {status} {}", body["message"]);
+        body
+    }
+}
+
+fn start_etcd(dir: &Path) -> (String, Process) {
+    let [clients, peers] = [(); 2].map(|()| format!("http://127.0.0.1:{}", free_port()));
+    let mut command = Command::new(server_program("etcd"));
+    command.arg("--data-dir").arg(dir.join("etcd"));
+    command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
+    command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+    command.args(["--initial-cluster", &format!("default={peers}"), "--unsafe-no-fsync"]);
+    let mut process = Process::spawn("etcd", &command, dir);
+    let api = Api::new(&clients, None);
+    process.wait_until(START, "answering /health", || {
+        api.send("GET", "health", &[], None).is_ok_and(|reply| reply.status == 200)
+    });
+    (clients, process)
+}
+
+fn apiserver(dir: &Path, store: &str, address: &str) -> Command {
+    let (public_key, private_key) = key_files(dir, "service-accounts");
+    let tokens = dir.join("tokens.csv");
+    fs::write(&tokens, format!("{ADMIN},admin,1,system:masters\n")).expect("write tokens.csv");
+    let port = address.rsplit_once(':').expect("a URL with a port").1;
+
+    let mut command = Command::new(server_program("kube-apiserver"));
+    let fixed = [
+        "--allow-privileged=true",
+        "--bind-address=127.0.0.1",
+        "--advertise-address=127.0.0.1",
+        "--authorization-mode=Node,RBAC",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--service-cluster-ip-range=10.96.0.0/16",
+    ];
+    command.args(fixed);
+    command.args([format!("--etcd-servers={store}"), format!("--secure-port={port}")]);
+    let files = [
+        ("cert-dir", &dir.join("certs")),
+        ("service-account-key-file", &public_key),
+        ("service-account-signing-key-file", &private_key),
+        ("token-auth-file", &tokens),
+    ];
+    command.args(files.map(|(flag, file)| format!("--{flag}={}", file.display())));
+    command
+}

@@ -1,0 +1,33 @@
+//! The real servers behind the tests: Vault, PostgreSQL, etcd and kube-apiserver on loopback.
+//!
+//! `Testbed::start` gives a test a Vault of its own, set up as an operator would set it up for the
+//! broker. PostgreSQL and the Kubernetes API are slower to start, so the tests of one binary share
+//! them; each testbed's database roles carry its own prefix. Nothing is installed or built here:
+//! `tests/run` does that and says where the programs are.
+#![allow(dead_code, reason = "every test binary compiles this and uses a part of it")]
+
+pub mod certificates;
+pub mod http;
+pub mod kubernetes;
+pub mod postgres;
+pub mod process;
+pub mod shared;
+pub mod testbed;
+pub mod vault;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// A program that `tests/servers/build` made.
+fn server_program(name: &str) -> PathBuf {
+    const VARIABLE: &str = "SECRETS_BROKER_TEST_SERVERS";
+    let dir = env::var_os(VARIABLE).unwrap_or_else(|| {
+        panic!(
+            "{VARIABLE} is not set: use tests/run, or build the servers with tests/servers/build \
+             and set it to what `tests/servers/build --print-dir` prints"
+        )
+    });
+    let program = Path::new(&dir).join(name);
+    assert!(program.exists(), "{} is missing: tests/servers/build {name}", program.display());
+    program
+}
