@@ -153,6 +153,13 @@ fn refused_rows() -> Vec<Row> {
             "renewable",
         ),
         row("back end", Op::RenewLease, errors(400, trouble), InvalidRequest, "failed to renew"),
+        row(
+            "back end that speaks of leases",
+            Op::RenewLease,
+            errors(400, "failed to renew entry: plugin: lease not found"),
+            InvalidRequest,
+            "failed to renew",
+        ),
         row("renewal of nothing", Op::RenewLease, errors(404, ""), InvalidRequest, "404"),
         row("bad read", Op::Kv, errors(400, "lease not found"), InvalidRequest, "400"),
         row("wrong method", Op::Kv, errors(405, "unsupported operation"), InvalidRequest, "405"),
@@ -160,6 +167,7 @@ fn refused_rows() -> Vec<Row> {
         row("no such role", Op::Login, errors(400, "invalid role name"), InvalidRequest, "role"),
         row("no auth mount", Op::Login, errors(404, "no handler"), InvalidRequest, "auth_mount"),
         row("not bound", Op::Login, errors(403, "namespace not authorized"), Denied, "bind the"),
+        row("auth method absent", Op::Login, errors(403, denied), Denied, "auth_mount"),
         row(
             "audience",
             Op::Login,

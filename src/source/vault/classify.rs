@@ -230,7 +230,9 @@ pub(super) fn unusable(call: &Call<'_>, defect: Defect) -> SourceError {
 fn class(operation: Operation, status: u16, text: &str) -> Option<ErrorClass> {
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     Some(match (status, operation) {
-        (400, Operation::RenewLease | Operation::RevokeLease) if says(LEASE_ENDED) => {
+        (400, Operation::RenewLease | Operation::RevokeLease)
+            if says(LEASE_ENDED) && !says(&["failed to"]) =>
+        {
             ErrorClass::LeaseEnded
         }
         (403, Operation::Login) => ErrorClass::Denied,
@@ -269,8 +271,8 @@ fn remedy(op: Operation, status: u16, class: Option<ErrorClass>, text: &str) -> 
             "; token_file holds an expired token: is it the kubelet's projected token?"
         }
         403 if login => {
-            "; bind the service account's name and namespace in this role, and let Vault use \
-             TokenReview"
+            "; enable the Kubernetes auth method there (auth_mount), bind the service account's \
+             name and namespace in this role, and let Vault use TokenReview"
         }
         404 if login => "; is the Kubernetes auth method enabled there? see auth_mount",
         503 if text.contains("sealed") => "; unseal Vault",
