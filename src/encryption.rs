@@ -62,7 +62,8 @@ pub enum KeyError {
     },
     /// People besides the owner could read or replace the key.
     #[error(
-        "key file '{}' is {problem}: chmod 0400 it, or set defaultMode 0400 on a Kubernetes Secret volume",
+        "key file '{}' is {problem}: chmod 0400 it, or set defaultMode 0400 on a Kubernetes \
+         Secret volume",
         file.display()
     )]
     Exposed {
@@ -117,8 +118,8 @@ impl Key {
             .map_err(|problem| KeyError::FileFormat { file: path.to_owned(), problem })
     }
 
-    /// Reads a key from an environment variable. It stays readable in `/proc/<pid>/environ` for root
-    /// and this user; prefer a file.
+    /// Reads a key from an environment variable. It stays readable in `/proc/<pid>/environ` for
+    /// root and this user; prefer a file.
     pub fn from_env(variable: &str) -> Result<Self, KeyError> {
         let text =
             std::env::var_os(variable).ok_or_else(|| KeyError::Unset(variable.to_owned()))?;

@@ -55,8 +55,8 @@ impl fmt::Display for HardeningStep {
 
 /// Takes every step; none stops the others.
 ///
-/// To be called first thing in `main`, before any thread exists (`no_new_privs` concerns the calling
-/// thread and what it starts) and before the first secret is read.
+/// To be called first thing in `main`, before any thread exists (`no_new_privs` concerns the
+/// calling thread and what it starts) and before the first secret is read.
 pub fn harden() -> Hardened {
     let core_limit = Rlimit { current: Some(0), maximum: Some(0) };
     let owner_only = rustix::fs::Mode::from_raw_mode(0o077);

@@ -13,7 +13,7 @@ use zeroize::Zeroize;
 ///
 /// Our own secret types wipe themselves. This is for the copies that others make: HTTP and TLS
 /// buffers, JSON values, vectors that grew. Growing wipes the old block too, since the provided
-/// `realloc` allocates, copies and calls `dealloc`. To be declared `#[global_allocator]` in `main.rs`.
+/// `realloc` allocates, copies and calls `dealloc`. `main.rs` declares it `#[global_allocator]`.
 pub struct WipingAllocator;
 
 // SAFETY: every call is passed on to `System` unchanged; wiping happens before a block is returned,
@@ -30,8 +30,8 @@ unsafe impl GlobalAlloc for WipingAllocator {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller gives up a live block of `layout.size()` bytes that came from `System`;
-        // nobody else may touch it any more. `MaybeUninit` asks nothing of its content.
+        // SAFETY: the caller gives up a live block of `layout.size()` bytes that came from
+        // `System`; nobody else may touch it any more. `MaybeUninit` asks nothing of its content.
         unsafe {
             let bytes = block.cast::<MaybeUninit<u8>>();
             std::slice::from_raw_parts_mut(bytes, layout.size()).zeroize();

@@ -11,7 +11,8 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-/// Quiet time after the last event before the file is looked at: editors and kubelet do several steps.
+/// Quiet time after the last event before the file is looked at: editors and kubelet take several
+/// steps.
 const QUIET: Duration = Duration::from_millis(200);
 /// A directory that is never quiet delays a reload by no more than this many quiet times.
 const QUIET_TIMES_MAX: u32 = 10;
@@ -104,7 +105,7 @@ impl FileWatcher {
         }
     }
 
-    /// Watches the directories that matter now: symlinks may have moved, directories been recreated.
+    /// Watches the directories that matter now: links may have moved, directories been recreated.
     fn rearm(&mut self) {
         let Some(watcher) = &mut self.watcher else { return };
         let wanted: BTreeMap<PathBuf, (u64, u64)> = deciding_directories(&self.path)
@@ -132,7 +133,7 @@ impl FileWatcher {
                 }
                 Err(error) => {
                     let path = path.display();
-                    tracing::warn!(%path, %error, "directory cannot be watched; trying again in 30 s");
+                    tracing::warn!(%path, %error, "cannot watch directory; trying again in 30 s");
                 }
             }
         }
