@@ -2,12 +2,18 @@
 //! token, caches KV secrets with TTLs, renews database leases at 75 % of their lifetime, and serves
 //! both as zeroized tmpfs files and over Unix sockets.
 
+#![deny(unsafe_code)]
+
 pub mod audit;
 pub mod broker;
 pub mod clock;
 pub mod domain;
+pub mod encryption;
+pub mod hardening;
 pub mod identity;
 pub mod policy;
 pub mod shutdown;
 pub mod source;
 pub mod status;
+pub mod sys;
+pub mod watch;

@@ -1,0 +1,135 @@
+//! The only unsafe code: a wiping allocator and three system calls that no library wraps.
+
+#![expect(unsafe_code, reason = "this file is where it is allowed, each use with its SAFETY")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use zeroize::Zeroize;
+
+/// The system's allocator, but every block is overwritten with zeroes before it is given back.
+///
+/// Our own secret types wipe themselves. This is for the copies that others make: HTTP and TLS
+/// buffers, JSON values, vectors that grew. Growing wipes the old block too, since the provided
+/// `realloc` allocates, copies and calls `dealloc`. `main.rs` declares it `#[global_allocator]`.
+pub struct WipingAllocator;
+
+// SAFETY: every call is passed on to `System` unchanged; wiping happens before a block is returned,
+// while it still belongs to the caller who gave it up.
+unsafe impl GlobalAlloc for WipingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract, which is `System`'s.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as for `alloc`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller gives up a live block of `layout.size()` bytes that came from
+        // `System`; nobody else may touch it any more. `MaybeUninit` asks nothing of its content.
+        unsafe {
+            let bytes = block.cast::<MaybeUninit<u8>>();
+            std::slice::from_raw_parts_mut(bytes, layout.size()).zeroize();
+            System.dealloc(block, layout);
+        }
+    }
+}
+
+/// A handle on the very process that connected to the other end (`SO_PEERPIDFD`, Linux 6.5).
+///
+/// Older kernels answer `ENOPROTOOPT`; a peer that was reaped before the call answers `ESRCH` or
+/// `EINVAL`, depending on the kernel.
+pub fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut pidfd: RawFd = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<RawFd>()).unwrap_or_default();
+    // SAFETY: the option is written into `pidfd`, whose size `length` tells the kernel.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pidfd < 0 {
+        return Err(io::Error::other("the kernel gave no process handle"));
+    }
+    // SAFETY: the kernel has just installed this descriptor for us (close-on-exec) and nobody else
+    // knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// Takes a write lease: it is granted only while nobody else has the file open or mapped.
+///
+/// `EAGAIN` means somebody has. Needs `CAP_LEASE` for files of another owner. While it is held, an
+/// open by somebody else sends us `SIGIO`, which kills a process that has not called
+/// [`ignore_sigio`]; take, overwrite and release without awaiting.
+pub fn take_write_lease(file: BorrowedFd<'_>) -> io::Result<()> {
+    set_lease(file, libc::F_WRLCK)
+}
+
+/// Gives a write lease back, which lets a waiting open proceed.
+pub fn release_lease(file: BorrowedFd<'_>) -> io::Result<()> {
+    set_lease(file, libc::F_UNLCK)
+}
+
+fn set_lease(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: `F_SETLEASE` takes an integer and touches no memory of ours.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes the process ignore `SIGIO`, whose default action is to kill it.
+pub fn ignore_sigio() -> io::Result<()> {
+    // SAFETY: `SIG_IGN` installs no handler, so nothing of ours runs in signal context.
+    match unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn the_peer_of_a_socket_pair_is_this_process() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        match peer_pidfd(ours.as_fd()) {
+            Ok(pidfd) => {
+                let info = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+                let info = std::fs::read_to_string(info).unwrap();
+                assert!(info.contains(&format!("\nPid:\t{}\n", std::process::id())), "{info}");
+            }
+            // Kernels before 6.5 know no such option; nothing else may fail here.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT)),
+        }
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(peer_pidfd(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
+    }
+
+    #[test]
+    fn a_write_lease_is_refused_while_somebody_has_the_file_open() {
+        ignore_sigio().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reader = std::fs::File::open(file.path()).unwrap();
+        let lease = take_write_lease(file.as_file().as_fd());
+        assert_eq!(lease.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        drop(reader);
+        take_write_lease(file.as_file().as_fd()).unwrap();
+        release_lease(file.as_file().as_fd()).unwrap();
+    }
+}
