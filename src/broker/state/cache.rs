@@ -121,6 +121,15 @@ impl Entry {
         }
     }
 
+    /// The current lease is gone, and with it whatever was under way for it.
+    pub fn forget_lease(&mut self) {
+        self.replacing = false;
+        self.last_chance_spent = false;
+        if self.activity == Activity::RenewQueued {
+            self.activity = Activity::Idle;
+        }
+    }
+
     /// Whether anybody has a standing interest.
     pub fn is_wanted(&self) -> bool {
         !self.subscriptions.is_empty() || !self.locals.is_empty()
@@ -264,6 +273,7 @@ impl State {
     /// What a deadline means for an entry; everything that is due is done.
     pub(super) fn entry_due(&mut self, entry: &mut Entry) {
         entry.armed = None;
+        entry.negative_until = entry.negative_until.filter(|until| *until > self.now);
         self.end_retired(entry);
         if entry.current.is_some_and(|held| held.dead_at <= self.now) {
             self.current_died(entry);
@@ -282,8 +292,7 @@ impl State {
         self.retract(entry);
         self.drop_value(held.value);
         if held.lease.is_some() {
-            entry.replacing = false;
-            entry.last_chance_spent = false;
+            entry.forget_lease();
             let told = entry.problem.as_ref().map(|problem| problem.message.clone());
             let message = match told {
                 Some(cause) => format!("the lease expired; renewing it had failed: {cause}"),

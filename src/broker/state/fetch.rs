@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::cache::{Activity, Entry, Held, Retiring};
-use super::jobs::Job;
+use super::jobs::{Job, Revocation};
 use super::read::refusal;
 use super::renewal::Expiry;
 use super::{FollowUp, Pending, State};
@@ -48,6 +48,12 @@ impl State {
         let room = self.make_room_beside(entry, fetched.value.len);
         self.bytes += fetched.value.len;
         let held = self.held(entry, token, left_at, &fetched);
+        if held.dead_at <= self.now {
+            self.drop_value(held.value);
+            let message = "the answer took longer than the secret lives";
+            self.fetch_failed(entry, SourceError::new(ErrorClass::Unreachable, message));
+            return;
+        }
         if let Err(limit) = room {
             entry.activity = Activity::Idle;
             self.refuse_for_room(entry, held, limit);
@@ -269,14 +275,12 @@ impl State {
 
     /// Revokes a lease that no entry keeps, best effort: its bytes go when the call is done.
     pub(super) fn revoke_orphan(&mut self, entry: &Entry, held: Held) {
-        let source = entry.key.secret.source.clone();
-        self.ordinary.push_back(Job::Revoke {
-            entry: entry.id,
-            source,
+        self.ordinary.push_back(Job::Revoke(Revocation {
             secret: entry.key.secret.clone(),
             token: held.token,
             value: held.value,
-        });
+            keeper: None,
+        }));
     }
 
     pub(super) fn note_publish_times(&mut self, entry: &Entry) {

@@ -20,7 +20,17 @@ pub(super) enum Job {
     Probe(MountKey),
     Fetch(EntryId),
     RenewLease(EntryId),
-    Revoke { entry: EntryId, source: SourceName, secret: SecretRef, token: TokenId, value: ValueId },
+    Revoke(Revocation),
+}
+
+/// A lease to end.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Revocation {
+    pub secret: SecretRef,
+    pub token: TokenId,
+    pub value: ValueId,
+    /// The entry that keeps the value until the answer; without one the job keeps it.
+    pub keeper: Option<EntryId>,
 }
 
 impl State {
@@ -31,7 +41,10 @@ impl State {
             let urgency = if urgent { Urgency::Renewal } else { Urgency::Ordinary };
             let queue = if urgent { &mut self.urgent } else { &mut self.ordinary };
             let Some(job) = queue.pop_front() else { return };
-            let Some((source, pending, call)) = self.call_for(&job) else { continue };
+            let Some((source, pending, call)) = self.call_for(&job) else {
+                self.unstartable(&job);
+                continue;
+            };
             match self.budget.take(self.now, urgency) {
                 Ok(()) => self.start(&job, &source, pending, call),
                 Err(at) => {
@@ -84,11 +97,28 @@ impl State {
             }
             Job::Fetch(id) => self.fetch_call(*id),
             Job::RenewLease(id) => self.renew_call(*id),
-            Job::Revoke { entry, source, secret, token, value } => {
+            Job::Revoke(Revocation { secret, token, value, keeper }) => {
                 let call =
                     Call::RevokeLease { token: *token, value: *value, secret: secret.clone() };
-                Some((source.clone(), Pending::RevokeLease(*entry, *value), call))
+                let source = secret.source.clone();
+                let pending = Pending::RevokeLease(source.clone(), *keeper, *value);
+                Some((source, pending, call))
             }
+        }
+    }
+
+    /// A job whose token went away while it waited in line gets in line for another.
+    fn unstartable(&mut self, job: &Job) {
+        match job {
+            Job::Fetch(id) => {
+                let entry = self.entries.get(id);
+                let queued = entry.filter(|entry| entry.activity == Activity::Queued);
+                if let Some(session) = queued.map(|entry| entry.session) {
+                    self.await_token(session, *id);
+                }
+            }
+            Job::Probe(key) => self.probe_again(key),
+            _ => {}
         }
     }
 
@@ -128,7 +158,10 @@ impl State {
         }
         let mut kept = VecDeque::new();
         for job in std::mem::take(&mut self.ordinary) {
-            let Some((source, pending, _)) = self.call_for(&job) else { continue };
+            let Some((source, pending, _)) = self.call_for(&job) else {
+                self.unstartable(&job);
+                continue;
+            };
             let health = self.sources.get(&source);
             match health.and_then(|health| Some((health.is_open(now)?, health.last_error.clone())))
             {
@@ -177,10 +210,8 @@ impl State {
             }
             Pending::EndSession(token) => Some(self.endings.get(token)?.source.clone()),
             Pending::Probe(key) => Some(key.0.clone()),
-            Pending::Fetch(id, _)
-            | Pending::RenewLease(id, _)
-            | Pending::RevokeLease(id, _)
-            | Pending::PersistLease(id) => Some(self.entries.get(id)?.key.secret.source.clone()),
+            Pending::RevokeLease(source, ..) => Some(source.clone()),
+            Pending::Fetch(id, _) | Pending::RenewLease(id, _) | Pending::PersistLease(id) => Some(self.entries.get(id)?.key.secret.source.clone()),
         }
     }
 
@@ -225,8 +256,11 @@ impl State {
                 }
                 self.with_entry(id, |state, entry| state.renewal_failed(entry, value, error));
             }
-            (Pending::RevokeLease(id, value), outcome) => {
-                self.lease_revoked(id, value, outcome.map(|_| ()));
+            (Pending::RevokeLease(_, None, value), _) => self.drop_value(value),
+            (Pending::RevokeLease(_, Some(id), value), outcome) => {
+                self.with_entry(id, |state, entry| {
+                    state.revoked(entry, value, &outcome.map(|_| ()));
+                });
             }
             // A call answered with another call's result would be a defect of the task.
             (pending, outcome) => debug_assert!(false, "{pending:?} came back as {outcome:?}"),
@@ -239,16 +273,6 @@ impl State {
             && let Some(session) = self.entries.get(&id).map(|entry| entry.session)
         {
             self.token_ended(session, token);
-        }
-    }
-
-    fn lease_revoked(&mut self, id: EntryId, value: ValueId, outcome: Result<(), SourceError>) {
-        match self.entries.remove(&id) {
-            Some(mut entry) => {
-                self.revoked(Some(&mut entry), value, outcome);
-                self.settle(entry);
-            }
-            None => self.revoked(None, value, outcome),
         }
     }
 }

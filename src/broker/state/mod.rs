@@ -99,7 +99,7 @@ enum Pending {
     Probe(MountKey),
     Fetch(EntryId, TokenId),
     RenewLease(EntryId, ValueId),
-    RevokeLease(EntryId, ValueId),
+    RevokeLease(SourceName, Option<EntryId>, ValueId),
     PersistSession(SessionId),
     PersistLease(EntryId),
 }
@@ -183,6 +183,10 @@ impl State {
         }
         self.run_follow_ups();
         self.pump();
+        while !self.follow_ups.is_empty() {
+            self.run_follow_ups();
+            self.pump();
+        }
         std::mem::take(&mut self.effects)
     }
 

@@ -141,12 +141,18 @@ impl State {
             let token = self.sessions.get(&session).and_then(|s| Some(s.current.as_ref()?.token));
             if let Some(token) = token {
                 self.token_ended(session, token);
-                let session = self.kv_session(&key.0, &login);
-                self.await_token_for(session, Waiting::Probe(key.clone()));
-                return;
             }
+            self.probe_again(key);
+            return;
         }
         self.probe_failed(key, error);
+    }
+
+    pub(super) fn probe_again(&mut self, key: &MountKey) {
+        if let Some(login) = self.probes.get(key).map(|probe| probe.login.clone()) {
+            let session = self.kv_session(&key.0, &login);
+            self.await_token_for(session, Waiting::Probe(key.clone()));
+        }
     }
 
     pub(super) fn probe_pending(key: &MountKey) -> Pending {

@@ -5,7 +5,7 @@
 //! answers.
 
 use super::cache::{Activity, Entry};
-use super::jobs::Job;
+use super::jobs::{Job, Revocation};
 use super::{FollowUp, State};
 use crate::broker::event::{SessionId, TokenId, ValueId};
 use crate::broker::lease::{Renewed, retry_delay};
@@ -98,8 +98,7 @@ impl State {
             self.retract(entry);
             self.drop_value(held.value);
         }
-        entry.replacing = false;
-        entry.last_chance_spent = false;
+        entry.forget_lease();
         entry.retry_at = None;
         self.set_problem(entry, ErrorClass::LeaseEnded, message);
         if entry.is_wanted() {
@@ -120,13 +119,12 @@ impl State {
             if old.ends_at <= now && !old.lapses {
                 // Marked before the answer so that one attempt is all it gets.
                 old.lapses = true;
-                self.ordinary.push_back(Job::Revoke {
-                    entry: entry.id,
-                    source: entry.key.secret.source.clone(),
+                self.ordinary.push_back(Job::Revoke(Revocation {
                     secret: entry.key.secret.clone(),
                     token: old.held.token,
                     value: old.held.value,
-                });
+                    keeper: Some(entry.id),
+                }));
             }
             kept.push(old);
         }
@@ -136,23 +134,16 @@ impl State {
     /// A revocation came back: a revoked lease is forgotten, one that could not be lapses.
     pub(super) fn revoked(
         &mut self,
-        entry: Option<&mut Entry>,
+        entry: &mut Entry,
         value: ValueId,
-        outcome: Result<(), SourceError>,
+        outcome: &Result<(), SourceError>,
     ) {
-        let Some(entry) = entry else {
-            self.drop_value(value);
-            return;
-        };
-        let Some(at) = entry.retiring.iter().position(|old| old.held.value == value) else {
-            self.drop_value(value);
-            return;
-        };
         let ended = match outcome {
             Ok(()) => true,
             Err(error) => error.class == ErrorClass::LeaseEnded,
         };
-        if ended {
+        let place = entry.retiring.iter().position(|old| old.held.value == value);
+        if let Some(at) = place.filter(|_| ended) {
             entry.retiring.remove(at);
             self.drop_value(value);
             self.follow_ups.push_back(FollowUp::CheckSession(entry.session));

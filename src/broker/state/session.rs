@@ -400,7 +400,9 @@ impl State {
             session.retiring.extract_if(.., |old| !in_use.contains(&old.token)).collect();
         let unheld =
             session.holders.is_empty() && session.waiting.is_empty() && !session.logging_in;
-        if unheld && session.key.purpose == Purpose::Kv && session.current.is_some() {
+        if !unheld {
+            session.linger_until = None;
+        } else if session.key.purpose == Purpose::Kv && session.current.is_some() {
             session.linger_until.get_or_insert(now + LINGER);
         }
         let over = unheld && session.linger_until.is_none_or(|until| until <= now);
