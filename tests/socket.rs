@@ -64,7 +64,7 @@ fn serve(limits: Limits) -> Server {
         service_fn(move |request| {
             // The caller's place is held as long as the connection's service lives.
             let _place = &caller;
-            reply(uid, request)
+            Box::pin(reply(uid, request))
         })
     });
     Server { _directory: directory, path, metrics, stop, task: tokio::spawn(run) }

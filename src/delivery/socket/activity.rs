@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::service::Service;
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,12 +117,6 @@ impl<T> Watched<T> {
     pub fn new(inner: T, activity: Arc<Activity>) -> Self {
         Self { inner, activity }
     }
-
-    fn note_write(&self) {
-        if self.activity.phase() != Phase::Writing {
-            self.activity.enter(Phase::Writing);
-        }
-    }
 }
 
 impl<T: Read + Unpin> Read for Watched<T> {
@@ -144,7 +139,6 @@ impl<T: Write + Unpin> Write for Watched<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.note_write();
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -153,7 +147,6 @@ impl<T: Write + Unpin> Write for Watched<T> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.note_write();
         Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
     }
 
@@ -172,6 +165,49 @@ impl<T: Write + Unpin> Write for Watched<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// A service whose requests and replies are noted; its futures are polled where they are.
+pub struct Noted<S> {
+    inner: S,
+    activity: Arc<Activity>,
+}
+
+impl<S> Noted<S> {
+    /// Wraps a service.
+    pub fn new(inner: S, activity: Arc<Activity>) -> Self {
+        Self { inner, activity }
+    }
+}
+
+impl<R, S: Service<R>> Service<R> for Noted<S>
+where
+    S::Future: Unpin,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = NotedReply<S::Future>;
+
+    fn call(&self, request: R) -> Self::Future {
+        self.activity.enter(Phase::Serving);
+        NotedReply { inner: self.inner.call(request), activity: self.activity.clone() }
+    }
+}
+
+/// The future of a [`Noted`] service.
+pub struct NotedReply<F> {
+    inner: F,
+    activity: Arc<Activity>,
+}
+
+impl<F: Future + Unpin> Future for NotedReply<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let reply = ready!(Pin::new(&mut self.inner).poll(cx));
+        self.activity.enter(Phase::Writing);
+        Poll::Ready(reply)
     }
 }
 

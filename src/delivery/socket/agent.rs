@@ -15,13 +15,13 @@ use super::transport::Answer;
 use super::{answer, metrics};
 use crate::broker::ResolveError;
 use crate::clock::BootInstant;
-use crate::domain::{LoginIdentity, PathKind, SecretRef, Spelling};
+use crate::domain::{LocalLeaseId, LoginIdentity, PathKind, SecretRef, Spelling};
 use crate::identity::{Identity, Listener};
 
 /// How long an event request waits for a change.
 const EVENT_WAIT: Duration = Duration::from_secs(25);
-/// How long the broker may take to report before it counts as wedged.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the broker may take to answer anything before it counts as wedged.
+const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who asks, and so how much is told.
 #[derive(Debug, Clone)]
@@ -85,9 +85,12 @@ impl Connection {
         }
     }
 
-    /// Alive means that the broker's task answers at all; that it is busy is an answer.
+    /// Alive means that the broker's task answers at all. The question is its cheapest one; that
+    /// there is no such lease, or that it is busy, is an answer.
     async fn live(&self) -> Result<Value, Refusal> {
-        match tokio::time::timeout(REPORT_TIMEOUT, self.deps.broker.report()).await {
+        let consumer = self.caller.identity.consumer();
+        let answer = self.deps.broker.lookup_local(consumer, LocalLeaseId::from_client(""));
+        match tokio::time::timeout(LIVE_TIMEOUT, answer).await {
             Ok(_) => Ok(json!({ "live": true })),
             Err(_) => Err(Refusal::unavailable("the broker does not answer", 1)),
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AGE, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
@@ -50,9 +50,6 @@ pub fn refusal(refusal: &Refusal) -> Answer {
     let mut answer = json(refusal.status, &json!({ "errors": errors }));
     if let Some(seconds) = refusal.retry_after {
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if refusal.status == StatusCode::METHOD_NOT_ALLOWED {
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
     }
     answer
 }

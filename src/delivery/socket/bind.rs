@@ -16,6 +16,8 @@ use tokio::net::UnixListener;
 
 /// Connections the kernel queues before `connect` waits.
 const BACKLOG: i32 = 1024;
+/// What a socket address can hold.
+const PATH_BYTES_MAX: usize = 107;
 
 /// Where a socket goes and who may connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +36,10 @@ pub struct Place {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The path has no directory or no name, or is too long for a socket address.
-    #[error("socket path '{}' must be absolute, with a file name, in a directory path of at most 90 bytes", .0.display())]
+    #[error(
+        "socket path '{}' must be absolute, name a file, and be at most {PATH_BYTES_MAX} bytes long",
+        .0.display()
+    )]
     Path(PathBuf),
     /// The directory is not one of ours.
     #[error("socket directory '{}' {problem}", path.display())]
@@ -75,8 +80,11 @@ impl BoundSocket {
     /// Puts a socket in place. Must be called inside a tokio runtime.
     pub fn bind(place: &Place) -> Result<Self, BindError> {
         let path = &place.path;
-        let named = path.parent().filter(|_| path.is_absolute() && path.file_name().is_some());
-        let directory = named.ok_or_else(|| BindError::Path(path.clone()))?;
+        let usable = path.is_absolute()
+            && path.file_name().is_some()
+            && path.as_os_str().len() <= PATH_BYTES_MAX;
+        let directory =
+            path.parent().filter(|_| usable).ok_or_else(|| BindError::Path(path.clone()))?;
         prepare_directory(directory, place.private)?;
         check_vacant(path)?;
 

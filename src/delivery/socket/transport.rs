@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Limits;
-use super::activity::{Activity, Patience, Phase, Watchdog, Watched};
+use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
 use super::admission::{Admission, Admitted};
 use super::bind::BoundSocket;
 use crate::clock::BootInstant;
@@ -66,7 +66,7 @@ impl Transport {
     where
         F: Fn(Caller) -> S + Send + Sync + 'static,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible> + Send + 'static,
-        S::Future: Send,
+        S::Future: Send + Unpin,
     {
         let connections = TaskTracker::new();
         let shared = Arc::new((self, make));
@@ -107,6 +107,7 @@ impl Transport {
     where
         F: Fn(Caller) -> S,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
+        S::Future: Unpin,
     {
         match self.let_in(&stream) {
             Ok(caller) => {
@@ -144,12 +145,13 @@ impl Transport {
     async fn serve<S>(&self, stream: UnixStream, peer: &Peer, service: S, stop: CancellationToken)
     where
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
+        S::Future: Unpin,
     {
         let activity = Arc::new(Activity::default());
         // The first request is due at once: a client that connects and says nothing is slow.
         activity.enter(Phase::Head);
         let io = Watched::new(TokioIo::new(stream), activity.clone());
-        let noted = Noted { inner: service, activity: activity.clone() };
+        let noted = Noted::new(service, activity.clone());
         let connection = http1::Builder::new()
             .header_read_timeout(None)
             .max_header_size(self.limits.header_bytes)
@@ -218,23 +220,6 @@ impl Transport {
             Listener::Host => "host",
             Listener::Volume => "volume",
         }
-    }
-}
-
-/// A service whose connection knows when a request has arrived.
-struct Noted<S> {
-    inner: S,
-    activity: Arc<Activity>,
-}
-
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Noted<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn call(&self, request: Request<Incoming>) -> S::Future {
-        self.activity.enter(Phase::Serving);
-        self.inner.call(request)
     }
 }
 
