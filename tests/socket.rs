@@ -300,6 +300,39 @@ async fn all_connections_together_are_capped() {
     assert_eq!(server.refused("connections"), 1);
 }
 
+/// What the child of the next test does: connects, hands its connection on, and exits.
+#[test]
+#[expect(clippy::zombie_processes, reason = "this process exits first, on purpose")]
+fn child_that_hands_its_connection_on() {
+    use std::io::{Read, Write};
+    let Some(path) = std::env::var_os("TEST_SOCKET_TO_HAND_ON") else { return };
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    stream.write_all(GET).unwrap();
+    assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+    // `cat` ends when the server closes the connection.
+    let stdin = std::os::fd::OwnedFd::from(stream);
+    std::process::Command::new("cat").stdin(stdin).spawn().unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_was_handed_on_ends_with_the_process_that_made_it() {
+    let server = serve(Limits::default());
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_hands_its_connection_on"])
+        .env("TEST_SOCKET_TO_HAND_ON", &server.path)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let dropped = async {
+        while server.refused("peer_exited") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, dropped).await.expect("the connection outlives its maker");
+    assert!(child.wait().unwrap().success());
+    server.is_serving().await;
+}
+
 #[tokio::test]
 async fn at_the_stop_running_replies_finish_idle_connections_close_and_the_path_goes() {
     let server = serve(Limits::default());

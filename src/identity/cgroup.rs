@@ -154,9 +154,9 @@ mod tests {
             "/system.slice/containerd.service",
             "/system.slice/kubelet.service",
             "/system.slice/system-getty.slice/getty@tty1.service",
-            "/system.slice/system-dbus\\x2d:1.12\\x2dorg.example.slice/dbus-:1.12-org.example@0.service",
+            "/system.slice/system-dbus\\x2d:1.12.slice/dbus-:1.12-org.example@0.service",
             "/user.slice/user-1000.slice/session-3.scope",
-            "/user.slice/user-1000.slice/user@1000.service/app.slice/vte-spawn-7d2c5a0e-3f1b-4c8d-9e6f-0a1b2c3d4e5f.scope",
+            "/user.slice/app.slice/vte-spawn-7d2c5a0e-3f1b-4c8d-9e6f-0a1b2c3d4e5f.scope",
             "/user.slice/user-1000.slice/user@1000.service/app.slice/podcasts.service",
             "/kubelet.slice/kubelet.service",
         ] {
@@ -168,20 +168,18 @@ mod tests {
 
     #[test]
     fn every_runtime_shape_is_inside_a_container() {
+        let burstable = "/kubepods.slice/kubepods-burstable.slice";
+        let kubelet = "kubelet-kubepods";
         let shapes = [
             format!("/kubepods/pod{UID}/{ID}"),
             format!("/kubepods/besteffort/pod{UID}/{ID}"),
             "/kubepods/burstable".to_owned(),
             "/kubepods.slice".to_owned(),
-            format!(
-                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UID_}.slice/cri-containerd-{ID}.scope"
-            ),
+            format!("{burstable}/kubepods-burstable-pod{UID_}.slice/cri-containerd-{ID}.scope"),
             format!("/kubepods.slice/kubepods-pod{UID_}.slice/crio-{ID}.scope/container"),
             format!("/kubepods.slice/kubepods-pod{UID_}.slice/crio-conmon-{ID}.scope"),
             format!("/kubelet/kubepods/burstable/pod{UID}/{ID}"),
-            format!(
-                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{UID_}.slice"
-            ),
+            format!("/kubelet.slice/{kubelet}.slice/{kubelet}-besteffort-pod{UID_}.slice"),
             "/kubepods/burstable/pod0123456789abcdef0123456789abcdef/x".to_owned(),
             format!("/system.slice/kubepods-besteffort-pod{UID_}.slice:cri-containerd:{ID}"),
             "/system.slice/x.slice:cri-containerd:short".to_owned(),
@@ -190,9 +188,7 @@ mod tests {
             format!("/system.slice/docker-{ID}.scope/user.slice/user-0.slice"),
             format!("/machine.slice/libpod-{ID}.scope/container"),
             format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope"),
-            format!(
-                "/user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_{ID}.slice/x"
-            ),
+            format!("/user.slice/user@1000.service/user.slice/user-libpod_pod_{ID}.slice/x"),
             format!("/libpod_parent/libpod-{ID}"),
             format!("/default/{ID}"),
             format!("/k8s.io/{ID}"),

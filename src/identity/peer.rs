@@ -29,9 +29,7 @@ pub enum PeerError {
     #[error("cannot read the peer's credentials")]
     Credentials(#[source] io::Error),
     /// Its pid does not exist here.
-    #[error(
-        "the peer runs outside this agent's pid namespace; run the agent in the host's pid namespace"
-    )]
+    #[error("the peer runs outside this agent's pid namespace; run the agent in the host's")]
     OtherPidNamespace,
     /// `/proc/<pid>` cannot be read.
     #[error("cannot read /proc/{pid}/{file}; is /proc mounted with hidepid?")]
@@ -72,8 +70,8 @@ pub struct Peer {
 #[derive(Debug)]
 enum Handle {
     PidFd(OwnedFd),
-    /// Before Linux 6.5: `/proc/<pid>`, opened after the fact. It pins the process from then on, but
-    /// the pid may have been reused between `connect` and here.
+    /// Before Linux 6.5: `/proc/<pid>`, opened after the fact. It pins the process from then on,
+    /// but the pid may have been reused between `connect` and here.
     ProcDirectory(OwnedFd),
 }
 

@@ -37,7 +37,7 @@ pub struct Place {
 pub enum BindError {
     /// The path has no directory or no name, or is too long for a socket address.
     #[error(
-        "socket path '{}' must be absolute, name a file, and be at most {PATH_BYTES_MAX} bytes long",
+        "socket path '{}' must be absolute, name a file and have at most {PATH_BYTES_MAX} bytes",
         .0.display()
     )]
     Path(PathBuf),
@@ -50,7 +50,10 @@ pub enum BindError {
         problem: &'static str,
     },
     /// Another process answers there.
-    #[error("socket '{}' is answered by another process; stop that agent first or configure another path", .0.display())]
+    #[error(
+        "socket '{}' is answered by another process; stop that agent or configure another path",
+        .0.display()
+    )]
     Live(PathBuf),
     /// Something that is not a socket is in the way.
     #[error("'{}' exists and is not a socket; remove it or configure another path", .0.display())]

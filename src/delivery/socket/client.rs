@@ -25,7 +25,10 @@ pub enum ClientError {
     #[error("no agent answers on '{}'; is it running, and is this its socket?", .0.display())]
     NoAgent(PathBuf),
     /// The socket's or its directory's mode keeps this user out.
-    #[error("no permission to connect to '{}'; run this as root or as the agent's user", .0.display())]
+    #[error(
+        "no permission to connect to '{}'; run this as root or as the agent's user",
+        .0.display()
+    )]
     Forbidden(PathBuf),
     /// Anything else on the way there.
     #[error("cannot connect to '{}'", .0.display())]

@@ -90,7 +90,7 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Size of a request body.
     pub body_bytes: usize,
-    /// From the first byte of a request to the end of its headers, and again to the end of its body.
+    /// From the first byte of a request to the end of its headers, then the same for its body.
     pub header_timeout: Duration,
     /// How long a connection may stay open without a request.
     pub idle_timeout: Duration,

@@ -1,7 +1,7 @@
-//! What a request asks for: method, raw path, query and headers become a [`Route`] or a [`Refusal`].
+//! What a request asks for: method, raw path, query and headers become a route or a refusal.
 //!
 //! Pure, and all of it happens before policy: what could be rewritten on its way to Vault, what is
-//! never forwarded and what we do not understand ends here. Paths are taken as they came, undecoded.
+//! never forwarded and what is not understood ends here. Paths are taken as they came, undecoded.
 
 use std::borrow::Cow;
 use std::num::NonZeroU64;

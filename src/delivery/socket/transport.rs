@@ -15,8 +15,8 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::Limits;
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
@@ -60,20 +60,24 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Accepts until `stop`; then lets running replies finish and returns. `make` builds the service
-    /// of one connection. Dropping the future abandons the connections to the runtime's end.
+    /// Accepts until `stop`; then lets running replies finish and returns. `make` builds the
+    /// service of one connection. Dropping the future drops the connections.
     pub async fn run<S, F>(self, socket: BoundSocket, stop: CancellationToken, make: F)
     where
         F: Fn(Caller) -> S + Send + Sync + 'static,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible> + Send + 'static,
         S::Future: Send + Unpin,
     {
-        let connections = TaskTracker::new();
+        let mut connections = JoinSet::new();
         let shared = Arc::new((self, make));
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Some(ended) = connections.join_next() => {
+                    shared.0.log_panic(ended);
+                    continue;
+                }
                 accepted = socket.listener().accept() => accepted,
             };
             let stream = match accepted {
@@ -99,8 +103,9 @@ impl Transport {
         }
         // The path disappears first, so that nobody new waits for a server that is going away.
         drop(socket);
-        connections.close();
-        connections.wait().await;
+        while let Some(ended) = connections.join_next().await {
+            shared.0.log_panic(ended);
+        }
     }
 
     async fn connection<S, F>(&self, stream: UnixStream, make: &F, stop: CancellationToken)
@@ -191,6 +196,14 @@ impl Transport {
                     }
                 }
             }
+        }
+    }
+
+    /// A panic ends its own connection only; it is a defect all the same.
+    fn log_panic(&self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!(socket = %self.door, %error, "a connection's task panicked");
+            self.count_refused("panic");
         }
     }
 
