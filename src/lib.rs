@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod broker;
 pub mod clock;
+pub mod delivery;
 pub mod domain;
 pub mod encryption;
 pub mod hardening;
@@ -17,3 +18,4 @@ pub mod source;
 pub mod status;
 pub mod sys;
 pub mod watch;
+pub mod telemetry;

@@ -82,6 +82,22 @@ impl Identity {
         }
     }
 
+    /// The identity of a user of this host: what [`peer`] proved, or what an operator supposes when
+    /// asking why somebody would be allowed or denied (explaining reads nothing).
+    pub(crate) fn host_user(
+        uid: u32,
+        gid: u32,
+        supplementary: &[u32],
+        strength: ProofStrength,
+        listener: Listener,
+    ) -> Self {
+        let mut others: Vec<u32> = supplementary.iter().copied().filter(|g| *g != gid).collect();
+        others.sort_unstable();
+        others.dedup();
+        let gids = std::iter::once(gid).chain(others).collect();
+        Self { subject: Subject::HostUser { uid, gids }, strength, listener }
+    }
+
     /// Who it is.
     pub fn subject(&self) -> &Subject {
         &self.subject

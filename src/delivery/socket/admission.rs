@@ -1,0 +1,215 @@
+//! Who may connect how often and ask how much: a cap on connections, and a budget per user.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Limits;
+use crate::clock::BootInstant;
+
+/// Users remembered before idle ones are forgotten.
+const USERS_MAX: usize = 1024;
+/// Denials per second and user that get an audit record of their own.
+const DENIAL_RECORDS_PER_SECOND: u32 = 10;
+/// Refreshes per second and user: each one costs an upstream read.
+const REFRESHES_PER_SECOND: u32 = 1;
+
+/// A rate limit with a burst of one second's worth: the generic cell rate algorithm in one word.
+#[derive(Debug)]
+pub struct Rate {
+    nanos_per_request: u64,
+    nanos_burst: u64,
+    /// When the bucket is full again, in boot nanoseconds.
+    full_at: AtomicU64,
+}
+
+impl Rate {
+    /// Admits `per_second` requests a second on average.
+    pub fn new(per_second: u32) -> Self {
+        let nanos_per_request = 1_000_000_000 / u64::from(per_second.max(1));
+        let nanos_burst = nanos_per_request * u64::from(per_second.max(1));
+        Self { nanos_per_request, nanos_burst, full_at: AtomicU64::new(0) }
+    }
+
+    /// Takes one request out of the budget, or tells how long until there is one. Never blocks.
+    pub fn take(&self, now: BootInstant) -> Result<(), Duration> {
+        let now = now.as_nanos();
+        let mut full_at = self.full_at.load(Ordering::Relaxed);
+        loop {
+            let next = full_at.max(now) + self.nanos_per_request;
+            let over = next.saturating_sub(now + self.nanos_burst);
+            if over > 0 {
+                return Err(Duration::from_nanos(over));
+            }
+            let order = Ordering::Relaxed;
+            match self.full_at.compare_exchange_weak(full_at, next, order, order) {
+                Ok(_) => return Ok(()),
+                Err(changed) => full_at = changed,
+            }
+        }
+    }
+
+    fn is_full(&self, now: BootInstant) -> bool {
+        self.full_at.load(Ordering::Relaxed) <= now.as_nanos()
+    }
+}
+
+/// One user's budget over all connections.
+#[derive(Debug)]
+pub struct User {
+    connections: AtomicUsize,
+    requests: Rate,
+    refreshes: Rate,
+    denial_records: Rate,
+    denials_left_out: AtomicU64,
+}
+
+impl User {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            connections: AtomicUsize::new(0),
+            requests: Rate::new(limits.requests_per_second_per_user),
+            refreshes: Rate::new(REFRESHES_PER_SECOND),
+            denial_records: Rate::new(DENIAL_RECORDS_PER_SECOND),
+            denials_left_out: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes one request out of the budget, or tells how long until there is one.
+    pub fn take_request(&self, now: BootInstant) -> Result<(), Duration> {
+        self.requests.take(now)
+    }
+
+    /// Takes one refresh out of the budget, or tells how long until there is one.
+    pub fn take_refresh(&self, now: BootInstant) -> Result<(), Duration> {
+        self.refreshes.take(now)
+    }
+
+    /// Whether this denial gets a record of its own, and how many since the last one got none.
+    pub fn take_denial_record(&self, now: BootInstant) -> Option<u64> {
+        if self.denial_records.take(now).is_ok() {
+            return Some(self.denials_left_out.swap(0, Ordering::Relaxed));
+        }
+        self.denials_left_out.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+/// The caps of one socket.
+#[derive(Debug)]
+pub struct Admission {
+    connections: Arc<Semaphore>,
+    limits: Limits,
+    users: Mutex<HashMap<u32, Arc<User>>>,
+}
+
+/// One user's place among the connections; dropping it frees the place.
+#[derive(Debug)]
+pub struct Admitted(Arc<User>);
+
+impl Admitted {
+    /// Whose place it is.
+    pub fn user(&self) -> &Arc<User> {
+        &self.0
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Admission {
+    /// Caps all connections at `connections`, everything else by `limits`.
+    pub fn new(connections: usize, limits: Limits) -> Self {
+        let connections = Arc::new(Semaphore::new(connections));
+        Self { connections, limits, users: Mutex::default() }
+    }
+
+    /// A place for a connection, before anything is known about the peer.
+    pub fn connection(&self) -> Option<OwnedSemaphorePermit> {
+        self.connections.clone().try_acquire_owned().ok()
+    }
+
+    /// A place for a connection of this user, unless the user has too many.
+    pub fn admit(&self, uid: u32, now: BootInstant) -> Option<Admitted> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users.len() >= USERS_MAX && !users.contains_key(&uid) {
+            // A user whose budget is untouched is indistinguishable from one never seen.
+            users.retain(|_, user| {
+                user.connections.load(Ordering::Relaxed) > 0 || !user.requests.is_full(now)
+            });
+        }
+        let user = users.entry(uid).or_insert_with(|| Arc::new(User::new(&self.limits)));
+        if user.connections.load(Ordering::Relaxed) >= self.limits.connections_per_user {
+            return None;
+        }
+        user.connections.fetch_add(1, Ordering::Relaxed);
+        Some(Admitted(user.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> BootInstant {
+        BootInstant::from_nanos(1_000_000_000_000 + millis * 1_000_000)
+    }
+
+    #[test]
+    fn a_rate_admits_a_burst_of_one_second_and_then_one_at_a_time() {
+        let rate = Rate::new(4);
+        let burst = (0..10).filter(|_| rate.take(at(0)).is_ok()).count();
+        assert_eq!(burst, 4);
+        assert_eq!(rate.take(at(0)), Err(Duration::from_millis(250)));
+        assert!(rate.take(at(249)).is_err());
+        assert!(rate.take(at(250)).is_ok());
+        assert!(rate.take(at(251)).is_err());
+        assert!((0..4).all(|_| rate.take(at(10_000)).is_ok()));
+        assert!(rate.take(at(10_000)).is_err());
+    }
+
+    #[test]
+    fn one_user_cannot_take_the_places_of_another() {
+        let limits = Limits { connections_per_user: 2, ..Limits::default() };
+        let admission = Admission::new(3, limits);
+        let places: Vec<_> = (0..3).map(|_| admission.admit(1, at(0))).collect();
+        assert_eq!(places.iter().flatten().count(), 2);
+        assert!(admission.admit(2, at(0)).is_some());
+        drop(places);
+        assert!(admission.admit(1, at(0)).is_some());
+    }
+
+    #[test]
+    fn reconnecting_does_not_refill_a_budget() {
+        let limits = Limits { requests_per_second_per_user: 1, ..Limits::default() };
+        let admission = Admission::new(3, limits);
+        let take = || admission.admit(1, at(0)).unwrap().user().take_request(at(0));
+        assert!(take().is_ok());
+        assert!(take().is_err());
+    }
+
+    #[test]
+    fn users_with_an_untouched_budget_are_forgotten_at_the_bound() {
+        let admission = Admission::new(3, Limits::default());
+        let busy = admission.admit(0, at(0)).unwrap();
+        for uid in 1..=2 * u32::try_from(USERS_MAX).unwrap() {
+            admission.admit(uid, at(0)).unwrap();
+        }
+        assert!(admission.users.lock().unwrap().len() <= USERS_MAX);
+        assert!(Arc::ptr_eq(busy.user(), admission.admit(0, at(0)).unwrap().user()));
+    }
+
+    #[test]
+    fn denials_over_the_budget_are_counted_into_the_next_record() {
+        let user = User::new(&Limits::default());
+        let records: Vec<_> = (0..25).filter_map(|_| user.take_denial_record(at(0))).collect();
+        assert_eq!(records, [0; 10]);
+        assert_eq!(user.take_denial_record(at(1000)), Some(15));
+    }
+}

@@ -1,0 +1,185 @@
+//! OpenMetrics text: what is counted as it happens, and what the reports say at scrape time.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::broker::report::{Counters, LimitReport, Report, SourceReport};
+use crate::clock::BootInstant;
+use crate::status::VolumeStatus;
+use crate::telemetry::Metrics;
+
+/// What the text is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labelled = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
+
+/// Everything there is to measure, as OpenMetrics text. No path, consumer or id is a label.
+pub fn render(metrics: &Metrics, report: &Report, volumes: &[VolumeStatus]) -> String {
+    let mut text = String::with_capacity(16 * 1024);
+    let mut registry = Registry::with_prefix("secrets_broker");
+    register_counters(&mut registry, &report.counters);
+    register_sources(&mut registry, &report.sources, report.taken_at);
+    register_secrets(&mut registry, report);
+    register_limits(&mut registry, &report.limits);
+    register_volumes(&mut registry, volumes);
+    let encoded = metrics
+        .encode(&mut text)
+        .and_then(|()| encode_registry(&mut text, &registry))
+        .and_then(|()| encode_eof(&mut text));
+    encoded.expect("writing to a String cannot fail");
+    text
+}
+
+fn register_counters(registry: &mut Registry, counters: &Counters) {
+    for (name, help, value) in [
+        ("logins", "Logins that worked", counters.logins),
+        ("fetches", "Upstream reads", counters.fetches),
+        ("lease_renewals", "Lease renewals that worked", counters.renewals),
+        ("lease_renewals_failed", "Lease renewals that failed", counters.renewals_failed),
+        ("replacements", "Credentials replaced with overlap", counters.replacements),
+        ("ambiguous_creates", "Mints of unknown outcome", counters.ambiguous_creates),
+        ("effects_failed", "Upstream effects that failed", counters.failures),
+        ("evictions", "Idle entries evicted", counters.evictions),
+    ] {
+        registry.register(name, help, ConstCounter::new(value));
+    }
+}
+
+fn register_sources(registry: &mut Registry, sources: &[SourceReport], now: BootInstant) {
+    let gauge = |registry: &mut Registry, name, help, value: &dyn Fn(&SourceReport) -> f64| {
+        let family = Labelled::default();
+        for source in sources {
+            set(&family, [("source", source.name.to_string())], value(source));
+        }
+        registry.register(name, help, family);
+    };
+    gauge(registry, "source_reachable", "Whether the last call was answered", &|source| {
+        f64::from(u8::from(source.reachable))
+    });
+    gauge(registry, "source_failures", "Failed calls in a row", &|source| {
+        f64::from(source.failures)
+    });
+    gauge(registry, "source_state_seconds", "Time in this reachability state", &|source| {
+        now.since(source.since).as_secs_f64()
+    });
+    gauge(registry, "source_calls_in_flight", "Calls running now", &|source| {
+        count(source.in_flight)
+    });
+}
+
+fn register_secrets(registry: &mut Registry, report: &Report) {
+    let (mut states, mut oldest, mut soonest) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for secret in &report.secrets {
+        *states.entry(secret.state).or_insert(0_usize) += 1;
+        let source = &secret.secret.source;
+        if let Some(fetched_at) = secret.fetched_at {
+            let age = report.taken_at.since(fetched_at);
+            let known = oldest.entry(source).or_insert(age);
+            *known = age.max(*known);
+        }
+        if let Some(lease) = &secret.lease {
+            let left = report.taken_at.until(lease.expires_at);
+            let known = soonest.entry(source).or_insert(left);
+            *known = left.min(*known);
+        }
+    }
+    let family = Labelled::default();
+    for (state, number) in states {
+        set(&family, [("state", state.to_owned())], count(number));
+    }
+    registry.register("secrets", "Cached secrets by state", family);
+    for (name, help, values) in [
+        ("secret_age_seconds_max", "Age of the oldest cached value", oldest),
+        ("lease_expiry_seconds_min", "Time until the first lease ends", soonest),
+    ] {
+        let family = Labelled::default();
+        for (source, value) in values {
+            set(&family, [("source", source.to_string())], value.as_secs_f64());
+        }
+        registry.register(name, help, family);
+    }
+    let family = Labelled::default();
+    for session in &report.sessions {
+        let labels =
+            vec![("source", session.source.to_string()), ("state", session.state.to_owned())];
+        family.get_or_create(&labels).inc();
+    }
+    registry.register("sessions", "Upstream sessions by state", family);
+}
+
+fn register_limits(registry: &mut Registry, limits: &[LimitReport]) {
+    let (used, cap, hits) = (Labelled::default(), Labelled::default(), Labelled::default());
+    for limit in limits {
+        let label = || [("limit", limit.name.to_owned())];
+        set(&used, label(), count(limit.used));
+        set(&cap, label(), count(limit.cap));
+        set(&hits, label(), limit.hits as f64);
+    }
+    registry.register("limit_used", "How much of a limit is used", used);
+    registry.register("limit_cap", "The limit", cap);
+    registry.register("limit_reached", "How often a limit was reached since start", hits);
+}
+
+fn register_volumes(registry: &mut Registry, volumes: &[VolumeStatus]) {
+    let (alarm, problems) = (Labelled::default(), Labelled::default());
+    for volume in volumes {
+        let label = || [("volume", volume.name.to_string())];
+        set(&alarm, label(), f64::from(u8::from(volume.alarm.is_some())));
+        let failing = volume.items.iter().filter(|item| item.problem.is_some()).count();
+        set(&problems, label(), count(failing));
+    }
+    registry.register("volume_alarm", "Whether the volume as a whole has a problem", alarm);
+    registry.register("volume_items_with_problem", "Items whose secret has a problem", problems);
+}
+
+fn set<const N: usize>(family: &Labelled, labels: [(&'static str, String); N], value: f64) {
+    family.get_or_create(&labels.to_vec()).set(value);
+}
+
+/// Numbers of things stay far below where a double loses whole numbers.
+fn count(number: usize) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_scrape_has_the_counters_the_sources_and_one_end() {
+        let taken_at = BootInstant::default() + Duration::from_secs(100);
+        let source = SourceReport {
+            name: "vault".parse().unwrap(),
+            reachable: false,
+            since: taken_at - Duration::from_secs(42),
+            last_error: Some("connection refused".into()),
+            failures: 3,
+            next_attempt: None,
+            in_flight: 1,
+        };
+        let limit = LimitReport { name: "entries", used: 5, cap: 10, hits: 2 };
+        let counters = Counters { renewals: 7, ..Counters::default() };
+        let (sources, limits) = (vec![source], vec![limit]);
+        let report = Report { taken_at, sources, limits, counters, ..Report::default() };
+        let text = render(&Metrics::new(), &report, &[]);
+        for line in [
+            "secrets_broker_lease_renewals_total 7",
+            r#"secrets_broker_source_reachable{source="vault"} 0.0"#,
+            r#"secrets_broker_source_state_seconds{source="vault"} 42.0"#,
+            r#"secrets_broker_limit_used{limit="entries"} 5.0"#,
+            r#"secrets_broker_requests_total{route="secret",code="200",cache="hit"} 0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("connection refused"));
+        assert_eq!(text.matches("# EOF").count(), 1);
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

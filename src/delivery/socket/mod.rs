@@ -1,0 +1,186 @@
+//! Secrets over Unix sockets: HTTP/1.1 in Vault's own format for reads, and the agent's own API.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`bind`] | a socket file with the right owner and mode, in place by one rename |
+//! | [`transport`], [`admission`], [`activity`] | connections, caps and budgets, patience |
+//! | [`request`] | pure: method, path, query, headers → route or refusal |
+//! | [`routes`] | one connection's service: dispatch to the files below |
+//! | [`secrets`], [`served`] | policy, memoised; the hit path; what was served, for the audit log |
+//! | [`local`], [`leases`] | what Vault's clients need of `sys/` and `auth/`, answered here |
+//! | [`agent`], [`metrics`] | `/agent/v1/` |
+//! | [`client`] | the other end, for the command line |
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::audit::Audit;
+use crate::broker::Broker;
+use crate::identity::Listener;
+use crate::policy::Policy;
+use crate::status::VolumeBoard;
+use crate::telemetry::Metrics;
+
+mod activity;
+pub mod admission;
+pub mod agent;
+mod answer;
+pub mod bind;
+pub mod client;
+mod directory;
+mod leases;
+mod local;
+pub mod metrics;
+pub mod request;
+mod routes;
+mod secrets;
+mod served;
+pub mod transport;
+
+pub use agent::{OperatorApi, Viewer};
+pub use bind::{BindError, BoundSocket, Place};
+pub use directory::SourceDirectory;
+pub use request::Refusal;
+
+/// Operators keep a way in when the host socket is full.
+const OPERATOR_CONNECTIONS: usize = 64;
+
+/// Where the sockets are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Everything except values, for root and the agent's own user.
+    pub operator: OperatorSocket,
+    /// Secrets for users of this host.
+    pub host: HostSocket,
+}
+
+/// The operator socket; its directory is made with mode 0700.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperatorSocket {
+    /// An absolute path.
+    pub path: PathBuf,
+}
+
+/// The host socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSocket {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// An absolute path.
+    pub path: PathBuf,
+    /// Who may connect: the socket's permission bits.
+    pub mode: u32,
+    /// The socket's group, if not the agent's own.
+    pub gid: Option<u32>,
+}
+
+/// Caps of the sockets; each has a metric when it is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of the host socket.
+    pub connections: usize,
+    /// Connections of one user.
+    pub connections_per_user: usize,
+    /// Requests per second of one user, with a burst of the same size.
+    pub requests_per_second_per_user: u32,
+    /// Size of a request line with its headers.
+    pub header_bytes: usize,
+    /// Size of a request body.
+    pub body_bytes: usize,
+    /// From the first byte of a request to the end of its headers, then the same for its body.
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: Duration,
+    /// How long a client may take to read a reply.
+    pub write_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 512,
+            connections_per_user: 128,
+            requests_per_second_per_user: 5000,
+            header_bytes: 16 * 1024,
+            body_bytes: 64 * 1024,
+            header_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What answers are made of.
+pub struct Deps {
+    /// Secrets and local leases.
+    pub broker: Broker,
+    /// Who may read what.
+    pub policy: Policy,
+    /// Where decisions are recorded.
+    pub audit: Audit,
+    /// Whether every single read is recorded, instead of a count per minute.
+    pub audit_per_read: bool,
+    /// Which source a path belongs to.
+    pub sources: SourceDirectory,
+    /// What the volumes say about themselves.
+    pub volumes: VolumeBoard,
+    /// What needs the rest of the agent.
+    pub operators: Arc<dyn OperatorApi>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Both sockets, in place but not yet answering.
+pub struct Sockets {
+    operator: BoundSocket,
+    host: Option<BoundSocket>,
+}
+
+impl Sockets {
+    /// Puts the sockets in place; clients that connect from here on wait for [`Sockets::serve`].
+    /// Must be called inside a tokio runtime.
+    pub fn bind(config: &SocketConfig) -> Result<Self, BindError> {
+        let operator = BoundSocket::bind(&Place {
+            path: config.operator.path.clone(),
+            mode: 0o600,
+            gid: None,
+            private: true,
+        })?;
+        let host = config.host.enabled.then(|| {
+            BoundSocket::bind(&Place {
+                path: config.host.path.clone(),
+                mode: config.host.mode,
+                gid: config.host.gid,
+                private: false,
+            })
+        });
+        Ok(Self { operator, host: host.transpose()? })
+    }
+
+    /// Serves both sockets until `intake` is cancelled and the last running reply has been sent.
+    pub async fn serve(self, limits: Limits, deps: Deps, intake: CancellationToken) {
+        let deps = Arc::new(deps);
+        let door = |door, socket, connections| {
+            let transport = transport::Transport {
+                door,
+                admission: admission::Admission::new(connections, limits),
+                limits,
+                metrics: deps.metrics.clone(),
+            };
+            let (deps, stop) = (deps.clone(), intake.clone());
+            transport.run(socket, intake.clone(), move |caller| {
+                routes::Connection::service(caller, limits, deps.clone(), stop.clone())
+            })
+        };
+        let operator = door(Listener::Operator, self.operator, OPERATOR_CONNECTIONS);
+        match self.host.map(|socket| door(Listener::Host, socket, limits.connections)) {
+            Some(host) => {
+                tokio::join!(operator, host);
+            }
+            None => operator.await,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! One connection's service: budget, hit path, then dispatch by route.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use tokio_util::sync::CancellationToken;
+
+use super::request::{self, Refusal, Route};
+use super::secrets::Memos;
+use super::transport::{Answer, Caller};
+use super::{Deps, Limits, answer, local};
+use crate::clock::BootInstant;
+
+/// A connection's own state and what it answers from.
+pub struct Connection {
+    pub(super) caller: Caller,
+    pub(super) limits: Limits,
+    pub(super) deps: Arc<Deps>,
+    pub(super) stop: CancellationToken,
+    pub(super) memos: Mutex<Memos>,
+}
+
+impl Connection {
+    /// The service of a caller that was let in; `stop` ends its long polls.
+    pub fn service(
+        caller: Caller,
+        limits: Limits,
+        deps: Arc<Deps>,
+        stop: CancellationToken,
+    ) -> ConnectionService {
+        let memos = Mutex::default();
+        ConnectionService(Arc::new(Self { caller, limits, deps, stop, memos }))
+    }
+
+    async fn answer(self: Arc<Self>, parts: Parts, body: Incoming) -> Answer {
+        let route = match request::parse(&parts.method, &parts.uri, &parts.headers) {
+            Ok(route) => route,
+            Err(refusal) => return self.count("refused", "none", Err(refusal)),
+        };
+        let label = route.label();
+        let result = match route {
+            Route::Secret { path, version } => {
+                let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+                match self.secret(target, path, version, &parts.headers).await {
+                    Ok((answer, cache)) => return self.count(label, cache, Ok(answer)),
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            Route::Health => Ok(local::health()),
+            Route::SealStatus => Ok(local::seal_status()),
+            Route::MountInfo(path) => self.mount_info(path, &parts.headers).await,
+            Route::TokenLookup => Ok(local::token_lookup(&self.caller.identity)),
+            Route::TokenRenew => Ok(local::token_renew()),
+            Route::Lease(action, id) => self.lease(action, id, body).await,
+            Route::Agent(route) => self.agent(route, body).await,
+        };
+        self.count(label, "none", result)
+    }
+
+    fn count(
+        &self,
+        route: &'static str,
+        cache: &'static str,
+        result: Result<Answer, Refusal>,
+    ) -> Answer {
+        let answer = result.unwrap_or_else(|refusal| answer::refusal(&refusal));
+        self.deps.metrics.count(route, answer.status().as_u16(), cache);
+        answer
+    }
+
+    /// A whole request body within its size and time.
+    pub(super) async fn body(&self, body: Incoming) -> Result<Bytes, Refusal> {
+        let collected = Limited::new(body, self.limits.body_bytes).collect();
+        match tokio::time::timeout(self.limits.header_timeout, collected).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the request body is longer than {} bytes", self.limits.body_bytes),
+            )),
+            Ok(Err(_)) => Err(Refusal::bad_request("the request body cannot be read")),
+            Err(_) => Err(Refusal::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "the request body did not arrive in time",
+            )),
+        }
+    }
+}
+
+/// The budget of a user is spent until then.
+pub(super) fn over_budget(wait: Duration) -> Refusal {
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    let retry_after = Some(wait.as_secs() + 1);
+    Refusal { retry_after, ..Refusal::new(status, "request rate of this user exceeded") }
+}
+
+/// [`Connection`] as hyper's service.
+pub struct ConnectionService(Arc<Connection>);
+
+impl Service<Request<Incoming>> for ConnectionService {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let connection = &self.0;
+        let now = BootInstant::now();
+        if let Err(wait) = connection.caller.admitted.user().take_request(now) {
+            connection.deps.metrics.limited.inc();
+            return Answering::Now(Some(answer::refusal(&over_budget(wait))));
+        }
+        if let Some(answer) = connection.hit(&request, now) {
+            return Answering::Now(Some(answer));
+        }
+        let (parts, body) = request.into_parts();
+        Answering::Later(Box::pin(connection.clone().answer(parts, body)))
+    }
+}
+
+/// A hit is ready at once and costs no boxed future.
+pub enum Answering {
+    /// Ready; taken by the first poll.
+    Now(Option<Answer>),
+    /// Still to come.
+    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
+}
+
+impl Future for Answering {
+    type Output = Result<Answer, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Now(answer) => Poll::Ready(Ok(answer.take().unwrap_or_default())),
+            Self::Later(future) => future.as_mut().poll(cx).map(Ok),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Reading a secret: policy once, remembered per connection; then the snapshot; then the broker.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::{MutexGuard, PoisonError};
+
+use http::{HeaderMap, Method, Request, StatusCode};
+use hyper::body::Incoming;
+
+use super::answer;
+use super::directory::Located;
+use super::request::{self, Refusal};
+use super::routes::Connection;
+use super::served::Served;
+use super::transport::Answer;
+use crate::audit::AuditEvent;
+use crate::broker::Freshness;
+use crate::clock::BootInstant;
+use crate::domain::{SecretPath, SecretRef};
+use crate::identity::Listener;
+use crate::policy::{Authorized, Denied};
+
+/// Decisions remembered per connection; a caller that asks for more is decided about again.
+const MEMOS_MAX: usize = 256;
+
+/// Decisions of one connection by raw request target.
+pub type Memos = HashMap<Box<str>, Memo>;
+
+/// One remembered decision.
+pub struct Memo {
+    authorized: Authorized,
+    namespace: Option<String>,
+    served: Served,
+}
+
+impl Connection {
+    /// The hit path: a decision that still holds and a value in the snapshot. Everything else, also
+    /// everything that will be refused, is `None` and takes the long way.
+    pub(super) fn hit(&self, request: &Request<Incoming>, now: BootInstant) -> Option<Answer> {
+        if request.method() != Method::GET {
+            return None;
+        }
+        let target = request.uri().path_and_query()?.as_str();
+        let mut memos = self.memos();
+        let memo = memos.get_mut(target)?;
+        if request::wants_wrapping(request.headers())
+            || !request::namespace_fits(request.headers(), memo.namespace.as_deref())
+            || !self.deps.policy.still_holds(&memo.authorized, now)
+        {
+            return None;
+        }
+        let reply = self.deps.broker.lookup(&memo.authorized, now)?;
+        memo.served.note(now).ok()?;
+        match reply.freshness {
+            Freshness::Hit => _ = self.deps.metrics.hits.inc(),
+            other => self.deps.metrics.count("secret", 200, answer::cache_label(other)),
+        }
+        Some(answer::secret(&reply, now))
+    }
+
+    /// The long way: decide unless decided, then the snapshot, then the broker.
+    pub(super) async fn secret(
+        &self,
+        target: &str,
+        path: SecretPath,
+        version: Option<NonZeroU64>,
+        headers: &HeaderMap,
+    ) -> Result<(Answer, &'static str), Refusal> {
+        if self.caller.identity.listener() == Listener::Operator {
+            return Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                "permission denied: the operator socket serves no values; use the host socket",
+            ));
+        }
+        let located = self.located(self.deps.sources.mount_of(&path), &path, headers)?;
+        let now = BootInstant::now();
+        let authorized = match self.remembered(target, now) {
+            Some(authorized) => authorized,
+            None => {
+                let secret = SecretRef { source: located.source, path, version };
+                let authorized = self.decide(&secret, now)?;
+                self.remember(target, &authorized, located.namespace, now);
+                authorized
+            }
+        };
+        let reply = match self.deps.broker.lookup(&authorized, now) {
+            Some(reply) => reply,
+            None => self.deps.broker.read(authorized).await?,
+        };
+        // Waiting may have outlived the process that asked.
+        self.check_alive()?;
+        let now = BootInstant::now();
+        if let Some(memo) = self.memos().get_mut(target) {
+            memo.served.note(now)?;
+        }
+        Ok((answer::secret(&reply, now), answer::cache_label(reply.freshness)))
+    }
+
+    /// A path's source, if there is one and the caller's namespace header does not contradict.
+    pub(super) fn located(
+        &self,
+        located: Option<Located>,
+        path: &SecretPath,
+        headers: &HeaderMap,
+    ) -> Result<Located, Refusal> {
+        let located = located.ok_or_else(|| {
+            let message = format!("no handler for route \"{path}\". route entry not found.");
+            Refusal::new(StatusCode::NOT_FOUND, message)
+        })?;
+        if !request::namespace_fits(headers, located.namespace.as_deref()) {
+            return Err(Refusal::bad_request(
+                "the namespace header does not name the namespace this agent reads from; omit it",
+            ));
+        }
+        Ok(located)
+    }
+
+    /// Asks policy and records the decision before anything it allows is served.
+    pub(super) fn decide(
+        &self,
+        secret: &SecretRef,
+        now: BootInstant,
+    ) -> Result<Authorized, Refusal> {
+        self.check_alive()?;
+        let identity = &self.caller.identity;
+        match self.deps.policy.authorize(identity, secret, now) {
+            Ok(authorized) => {
+                self.deps.audit.record(AuditEvent::Decision {
+                    identity: identity.clone(),
+                    secret: secret.clone(),
+                    allowed: true,
+                    rule: Some(authorized.rule().clone()),
+                    reason: None,
+                })?;
+                Ok(authorized)
+            }
+            Err(denied) => {
+                self.record_denial(secret, denied, now);
+                Err(Refusal::denied())
+            }
+        }
+    }
+
+    fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
+        self.deps.metrics.denied.inc();
+        let Some(left_out) = self.caller.admitted.user().take_denial_record(now) else {
+            self.deps.metrics.denials_coalesced.inc();
+            return;
+        };
+        let reason = match left_out {
+            0 => denied.reason,
+            n => format!("{} ({n} earlier denials of this caller left out)", denied.reason),
+        };
+        let recorded = self.deps.audit.record(AuditEvent::Decision {
+            identity: self.caller.identity.clone(),
+            secret: secret.clone(),
+            allowed: false,
+            rule: denied.rule,
+            reason: Some(reason),
+        });
+        if recorded.is_err() {
+            tracing::warn!(
+                identity = %self.caller.identity, %secret,
+                "audit log is not accepting records: a denial is not recorded"
+            );
+        }
+    }
+
+    /// The descriptor may have been passed on; its new holder was never identified.
+    fn check_alive(&self) -> Result<(), Refusal> {
+        if self.caller.peer.still_alive() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "permission denied: the process that connected has exited",
+        ))
+    }
+
+    fn remembered(&self, target: &str, now: BootInstant) -> Option<Authorized> {
+        let memos = self.memos();
+        let memo = memos.get(target)?;
+        self.deps.policy.still_holds(&memo.authorized, now).then(|| memo.authorized.clone())
+    }
+
+    fn remember(
+        &self,
+        target: &str,
+        authorized: &Authorized,
+        namespace: Option<String>,
+        now: BootInstant,
+    ) {
+        let served = Served::new(
+            self.deps.audit.clone(),
+            self.deps.audit_per_read,
+            self.caller.identity.clone(),
+            authorized.secret().clone(),
+            now,
+        );
+        let mut memos = self.memos();
+        if memos.len() >= MEMOS_MAX {
+            memos.clear();
+        }
+        memos.insert(target.into(), Memo { authorized: authorized.clone(), namespace, served });
+    }
+
+    /// Only this connection's requests, one at a time, ever take the lock.
+    fn memos(&self) -> MutexGuard<'_, Memos> {
+        self.memos.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,269 @@
+//! Connections: accepted under caps, identified by the kernel, answered by hyper, watched for
+//! clients that stall, ended with the process that connected.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::Limits;
+use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
+use super::admission::{Admission, Admitted};
+use super::bind::BoundSocket;
+use crate::clock::BootInstant;
+use crate::identity::peer::Peer;
+use crate::identity::{Identity, Listener, Subject};
+use crate::telemetry::{Chain, Metrics};
+
+/// Hyper's least buffer; a smaller header limit is enforced by its own setting.
+const BUFFER_BYTES_MIN: usize = 8192;
+/// How long a refused client may take to read why.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(250);
+/// Pause after `accept` failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What every reply of this server is.
+pub type Answer = Response<Full<Bytes>>;
+
+/// A caller whose connection was let in; it keeps the caller's place until it is dropped.
+pub struct Caller {
+    /// Who it is.
+    pub identity: Identity,
+    /// The process, for liveness.
+    pub peer: Arc<Peer>,
+    /// Its place and budget.
+    pub admitted: Admitted,
+}
+
+/// One socket's server.
+pub struct Transport {
+    /// Which door this is.
+    pub door: Listener,
+    /// Its caps.
+    pub admission: Admission,
+    /// Sizes and times.
+    pub limits: Limits,
+    /// Connections and refusals are counted here.
+    pub metrics: Metrics,
+}
+
+impl Transport {
+    /// Accepts until `stop`; then lets running replies finish and returns. `make` builds the
+    /// service of one connection. Dropping the future drops the connections.
+    pub async fn run<S, F>(self, socket: BoundSocket, stop: CancellationToken, make: F)
+    where
+        F: Fn(Caller) -> S + Send + Sync + 'static,
+        S: Service<Request<Incoming>, Response = Answer, Error = Infallible> + Send + 'static,
+        S::Future: Send + Unpin,
+    {
+        let mut connections = JoinSet::new();
+        let shared = Arc::new((self, make));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = connections.join_next() => {
+                    shared.0.log_panic(ended);
+                    continue;
+                }
+                accepted = socket.listener().accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(socket = %shared.0.door, %error, "cannot accept a connection");
+                    shared.0.count_refused("accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(slot) = shared.0.admission.connection() else {
+                shared.0.count_refused("connections");
+                refuse_now(&stream, "503 Service Unavailable", "too many connections");
+                continue;
+            };
+            let (shared, stop) = (shared.clone(), stop.clone());
+            connections.spawn(async move {
+                let (transport, make) = &*shared;
+                transport.connection(stream, make, stop).await;
+                drop(slot);
+            });
+        }
+        // The path disappears first, so that nobody new waits for a server that is going away.
+        drop(socket);
+        while let Some(ended) = connections.join_next().await {
+            shared.0.log_panic(ended);
+        }
+    }
+
+    async fn connection<S, F>(&self, stream: UnixStream, make: &F, stop: CancellationToken)
+    where
+        F: Fn(Caller) -> S,
+        S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
+        S::Future: Unpin,
+    {
+        match self.let_in(&stream) {
+            Ok(caller) => {
+                let labels = [("socket", self.label())];
+                let open = self.metrics.connections.get_or_create(&labels).clone();
+                open.inc();
+                let peer = caller.peer.clone();
+                self.serve(stream, &peer, make(caller), stop).await;
+                open.dec();
+            }
+            Err((reason, status, message)) => {
+                self.count_refused(reason);
+                tracing::debug!(socket = %self.door, reason, message, "connection refused");
+                refuse(stream, status, &message).await;
+            }
+        }
+    }
+
+    /// Callers without an identity are refused before any user's budget is touched.
+    fn let_in(&self, stream: &UnixStream) -> Result<Caller, (&'static str, &'static str, String)> {
+        let identified = Peer::of(stream)
+            .and_then(|peer| peer.identify(self.door).map(|identity| (peer, identity)));
+        let (peer, identity) =
+            identified.map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
+        let admitted = match identity.subject() {
+            Subject::HostUser { uid, .. } => self.admission.admit(*uid, BootInstant::now()),
+            Subject::Volume(_) => None,
+        };
+        let message = "too many connections of this user";
+        let admitted = admitted
+            .ok_or_else(|| ("connections_per_user", "429 Too Many Requests", message.to_owned()))?;
+        Ok(Caller { identity, peer: Arc::new(peer), admitted })
+    }
+
+    async fn serve<S>(&self, stream: UnixStream, peer: &Peer, service: S, stop: CancellationToken)
+    where
+        S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
+        S::Future: Unpin,
+    {
+        let activity = Arc::new(Activity::default());
+        // The first request is due at once: a client that connects and says nothing is slow.
+        activity.enter(Phase::Head);
+        let io = Watched::new(TokioIo::new(stream), activity.clone());
+        let noted = Noted::new(service, activity.clone());
+        let connection = http1::Builder::new()
+            .header_read_timeout(None)
+            .max_header_size(self.limits.header_bytes)
+            .max_buf_size(self.limits.header_bytes.max(BUFFER_BYTES_MIN))
+            .serve_connection(io, noted);
+
+        let mut connection = pin!(connection);
+        let mut exited = pin!(peer.exited());
+        let patience = self.patience();
+        let mut watchdog = Watchdog::new(&activity);
+        let first_look = tokio::time::Instant::now() + patience.interval();
+        let mut ticks = tokio::time::interval_at(first_look, patience.interval());
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stopping = false;
+        loop {
+            // Every arm is cancel-safe: the futures are polled on, or hold no state.
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(socket = %self.door, error = %Chain(&error), "connection");
+                    }
+                    return;
+                }
+                () = exited.as_mut() => return self.count_dropped("peer_exited"),
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                _ = ticks.tick() => {
+                    if let Some(phase) = watchdog.look(&activity, ticks.period(), &patience) {
+                        return self.count_dropped(match phase {
+                            Phase::Idle => "idle",
+                            Phase::Head => "slow_request",
+                            Phase::Serving | Phase::Writing => "slow_reader",
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// A panic ends its own connection only; it is a defect all the same.
+    fn log_panic(&self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!(socket = %self.door, %error, "a connection's task panicked");
+            self.count_refused("panic");
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            head: self.limits.header_timeout,
+            idle: self.limits.idle_timeout,
+            write: self.limits.write_timeout,
+        }
+    }
+
+    fn count_dropped(&self, reason: &'static str) {
+        tracing::debug!(socket = %self.door, reason, "connection dropped");
+        if reason != "idle" {
+            self.count_refused(reason);
+        }
+    }
+
+    fn count_refused(&self, reason: &'static str) {
+        let labels = [("socket", self.label()), ("reason", reason)];
+        self.metrics.refused.get_or_create(&labels).inc();
+    }
+
+    fn label(&self) -> &'static str {
+        match self.door {
+            Listener::Operator => "operator",
+            Listener::Host => "host",
+            Listener::Volume => "volume",
+        }
+    }
+}
+
+fn refusal_bytes(status: &str, message: &str) -> String {
+    let body = serde_json::json!({ "errors": [message] }).to_string();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Says why without waiting: a fresh socket's send buffer is empty.
+fn refuse_now(stream: &UnixStream, status: &str, message: &str) {
+    // Best effort; the client is refused either way.
+    let _ = rustix::io::write(stream, refusal_bytes(status, message).as_bytes());
+}
+
+/// Says why and reads the request away, so that closing does not destroy the reply.
+async fn refuse(stream: UnixStream, status: &str, message: &str) {
+    refuse_now(&stream, status, message);
+    let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
+    let drain = async {
+        let mut scrap = [0_u8; 4096];
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut scrap) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, drain).await;
+}

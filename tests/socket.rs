@@ -1,0 +1,353 @@
+//! Sockets from outside: files, modes and owners, who is let in, and what bad clients cost.
+
+use std::convert::Infallible;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use secrets_broker::delivery::socket::admission::Admission;
+use secrets_broker::delivery::socket::transport::{Answer, Caller, Transport};
+use secrets_broker::delivery::socket::{BindError, BoundSocket, Limits, Place, client};
+use secrets_broker::identity::{Listener, Subject};
+use secrets_broker::telemetry::Metrics;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+/// No test waits this long unless it fails.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn place(path: &Path) -> Place {
+    Place { path: path.to_owned(), mode: 0o666, gid: None, private: false }
+}
+
+struct Server {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    metrics: Metrics,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// What the test service answers: the caller's uid, or as many bytes as the path says.
+async fn reply(uid: u32, request: Request<hyper::body::Incoming>) -> Result<Answer, Infallible> {
+    let body = match request.uri().path().trim_start_matches('/').parse::<usize>() {
+        Ok(length) => Bytes::from(vec![b'x'; length]),
+        Err(_) if request.uri().path() == "/slow" => {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            Bytes::from("slow")
+        }
+        Err(_) => Bytes::from(format!("uid {uid}")),
+    };
+    Ok(Response::new(Full::new(body)))
+}
+
+fn serve(limits: Limits) -> Server {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("broker.sock");
+    let socket = BoundSocket::bind(&place(&path)).unwrap();
+    let (metrics, stop) = (Metrics::new(), CancellationToken::new());
+    let transport = Transport {
+        door: Listener::Host,
+        admission: Admission::new(limits.connections, limits),
+        limits,
+        metrics: metrics.clone(),
+    };
+    let run = transport.run(socket, stop.clone(), |caller: Caller| {
+        let Subject::HostUser { uid, .. } = *caller.identity.subject() else { panic!("no user") };
+        service_fn(move |request| {
+            // The caller's place is held as long as the connection's service lives.
+            let _place = &caller;
+            Box::pin(reply(uid, request))
+        })
+    });
+    Server { _directory: directory, path, metrics, stop, task: tokio::spawn(run) }
+}
+
+impl Server {
+    async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.path).await.unwrap()
+    }
+
+    async fn is_serving(&self) {
+        let (status, body) = client::get(&self.path, "/").await.unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!((status.as_u16(), body), (200, format!("uid {own}").into_bytes()));
+    }
+
+    fn refused(&self, reason: &'static str) -> u64 {
+        let labels = [("socket", "host"), ("reason", reason)];
+        self.metrics.refused.get_or_create(&labels).get()
+    }
+}
+
+/// Everything until the server closes; fails the test if it does not close.
+async fn read_to_end(stream: &mut UnixStream) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    // A reset is a close too.
+    let _ = read.expect("the server keeps the connection open");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_socket_has_its_mode_and_leaves_nothing_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    for mode in [0o666, 0o660, 0o600, 0o777] {
+        let path = directory.path().join("broker.sock");
+        let socket = BoundSocket::bind(&Place { mode, ..place(&path) }).unwrap();
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        assert!(metadata.file_type().is_socket());
+        assert_eq!(metadata.mode() & 0o7777, mode);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        drop(socket);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_private_directory_is_made_closed_and_an_open_one_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run/operator/operator.sock");
+    let private = Place { private: true, mode: 0o600, ..place(&path) };
+    drop(BoundSocket::bind(&private).unwrap());
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    let parent = path.parent().unwrap();
+    assert_eq!(mode(parent), 0o700);
+    assert_ne!(mode(parent.parent().unwrap()) & 0o005, 0);
+
+    std::fs::set_permissions(parent, std::fs::Permissions::from_mode(0o750)).unwrap();
+    let error = BoundSocket::bind(&private).unwrap_err();
+    assert!(matches!(error, BindError::Directory { .. }), "{error}");
+    assert!(error.to_string().contains("0700"), "{error}");
+
+    let shared = directory.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = BoundSocket::bind(&place(&shared.join("broker.sock"))).unwrap_err();
+    assert!(error.to_string().contains("other users"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_a_live_one_and_a_file_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("broker.sock");
+    let live = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let inode = std::fs::symlink_metadata(&path).unwrap().ino();
+    let error = BoundSocket::bind(&place(&path)).unwrap_err();
+    assert!(matches!(error, BindError::Live(_)), "{error}");
+    assert_eq!(std::fs::symlink_metadata(&path).unwrap().ino(), inode);
+
+    drop(live);
+    drop(BoundSocket::bind(&place(&path)).unwrap());
+    std::fs::write(&path, "precious").unwrap();
+    let error = BoundSocket::bind(&place(&path)).unwrap_err();
+    assert!(matches!(error, BindError::InTheWay(_)), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_successors_socket_is_not_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("broker.sock");
+    let ours = BoundSocket::bind(&place(&path)).unwrap();
+    let other = directory.path().join("other.sock");
+    let _successor = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    drop(ours);
+    assert!(path.exists());
+}
+
+#[tokio::test]
+async fn paths_that_cannot_be_a_socket_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = directory.path().join("x".repeat(120)).join("broker.sock");
+    for path in [Path::new("relative.sock"), Path::new("/"), &long] {
+        let error = BoundSocket::bind(&place(path)).unwrap_err();
+        assert!(matches!(error, BindError::Path(_)), "{}: {error}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn this_process_is_a_host_user_and_is_answered() {
+    let server = serve(Limits::default());
+    server.is_serving().await;
+}
+
+#[tokio::test]
+async fn a_client_that_sends_half_a_request_costs_only_its_own_connection() {
+    let limits = Limits { header_timeout: Duration::from_millis(40), ..Limits::default() };
+    let server = serve(limits);
+    let mut silent = server.connect().await;
+    let mut half = server.connect().await;
+    half.write_all(b"GET / HTTP/1.1\r\nx-").await.unwrap();
+    server.is_serving().await;
+    // Trickling does not help: the head has to be complete in time.
+    let trickle = async {
+        while half.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trickle).await.expect("trickling keeps the connection");
+    assert_eq!(read_to_end(&mut silent).await, "");
+    assert_eq!(server.refused("slow_request"), 2);
+    server.is_serving().await;
+}
+
+#[tokio::test]
+async fn a_connection_without_requests_is_closed_after_its_idle_time_not_its_header_time() {
+    let limits = Limits {
+        header_timeout: Duration::from_millis(20),
+        idle_timeout: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let server = serve(limits);
+    let mut stream = server.connect().await;
+    let mut scrap = [0_u8; 1024];
+    for _ in 0..2 {
+        stream.write_all(GET).await.unwrap();
+        assert!(stream.read(&mut scrap).await.unwrap() > 0);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert_eq!(read_to_end(&mut stream).await, "");
+    assert_eq!(server.refused("slow_request"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_reply_is_dropped() {
+    let limits = Limits { write_timeout: Duration::from_millis(40), ..Limits::default() };
+    let server = serve(limits);
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET /16777216 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let dropped = async {
+        while server.refused("slow_reader") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, dropped).await.expect("the connection is kept");
+    assert!(read_to_end(&mut stream).await.len() < 16_777_216);
+}
+
+#[tokio::test]
+async fn huge_and_malformed_requests_end_with_4xx_and_a_closed_connection() {
+    let limits = Limits { header_bytes: 8192, ..Limits::default() };
+    let server = serve(limits);
+    let huge_header = format!("GET / HTTP/1.1\r\nx-big: {}\r\n\r\n", "a".repeat(9000));
+    let huge_target = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(70_000));
+    let many = "x-a: b\r\n".repeat(500);
+    let many_headers = format!("GET / HTTP/1.1\r\n{many}\r\n");
+    let rows = [
+        (huge_header.as_str(), "HTTP/1.1 431"),
+        (&huge_target, "HTTP/1.1 4"),
+        (&many_headers, "HTTP/1.1 431"),
+        ("nonsense\r\n\r\n", "HTTP/1.1 400"),
+        ("GET / HTTP/1.1\r\nbad header\r\n\r\n", "HTTP/1.1 400"),
+        ("GET / HTTP/1.1\r\ncontent-length: -1\r\n\r\n", "HTTP/1.1 400"),
+        ("GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", "HTTP/1.1 400"),
+        ("\0\0\0\0\r\n\r\n", "HTTP/1.1 400"),
+    ];
+    for (request, expected) in rows {
+        let mut stream = server.connect().await;
+        // The server may close before it has read everything.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let answer = read_to_end(&mut stream).await;
+        let start: String = request.chars().take(40).collect();
+        assert!(answer.starts_with(expected), "{start:?}: {answer:?}");
+    }
+    server.is_serving().await;
+}
+
+#[tokio::test]
+async fn one_users_connections_are_capped_and_freed() {
+    let server = serve(Limits { connections_per_user: 2, ..Limits::default() });
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = server.connect().await;
+        stream.write_all(GET).await.unwrap();
+        assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+        open.push(stream);
+    }
+    let mut third = server.connect().await;
+    let answer = read_to_end(&mut third).await;
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    assert!(answer.contains(r#"{"errors":["too many connections of this user"]}"#), "{answer}");
+    assert_eq!(server.refused("connections_per_user"), 1);
+
+    drop(open);
+    let freed = async {
+        while client::get(&server.path, "/").await.map_or(0, |(status, _)| status.as_u16()) != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, freed).await.expect("places are never freed");
+}
+
+#[tokio::test]
+async fn all_connections_together_are_capped() {
+    let server = serve(Limits { connections: 1, ..Limits::default() });
+    let mut first = server.connect().await;
+    first.write_all(GET).await.unwrap();
+    assert!(first.read(&mut [0; 1024]).await.unwrap() > 0);
+    let answer = read_to_end(&mut server.connect().await).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(server.refused("connections"), 1);
+}
+
+/// What the child of the next test does: connects, hands its connection on, and exits.
+#[test]
+#[expect(clippy::zombie_processes, reason = "this process exits first, on purpose")]
+fn child_that_hands_its_connection_on() {
+    use std::io::{Read, Write};
+    let Some(path) = std::env::var_os("TEST_SOCKET_TO_HAND_ON") else { return };
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    stream.write_all(GET).unwrap();
+    assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+    // `cat` ends when the server closes the connection.
+    let stdin = std::os::fd::OwnedFd::from(stream);
+    std::process::Command::new("cat").stdin(stdin).spawn().unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_was_handed_on_ends_with_the_process_that_made_it() {
+    let server = serve(Limits::default());
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_hands_its_connection_on"])
+        .env("TEST_SOCKET_TO_HAND_ON", &server.path)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let dropped = async {
+        while server.refused("peer_exited") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, dropped).await.expect("the connection outlives its maker");
+    assert!(child.wait().unwrap().success());
+    server.is_serving().await;
+}
+
+#[tokio::test]
+async fn at_the_stop_running_replies_finish_idle_connections_close_and_the_path_goes() {
+    let server = serve(Limits::default());
+    let mut idle = server.connect().await;
+    idle.write_all(GET).await.unwrap();
+    assert!(idle.read(&mut [0; 1024]).await.unwrap() > 0);
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+
+    server.stop.cancel();
+    assert!(read_to_end(&mut busy).await.ends_with("slow"));
+    assert_eq!(read_to_end(&mut idle).await, "");
+    tokio::time::timeout(PATIENCE, server.task).await.expect("the server stops").unwrap();
+    assert!(!server.path.exists());
+    let error = client::get(&server.path, "/").await.unwrap_err();
+    assert!(matches!(error, client::ClientError::NoAgent(_)), "{error}");
+}
