@@ -5,9 +5,11 @@
 pub mod audit;
 pub mod broker;
 pub mod clock;
+pub mod delivery;
 pub mod domain;
 pub mod identity;
 pub mod policy;
 pub mod shutdown;
 pub mod source;
 pub mod status;
+pub mod sys;
