@@ -1,14 +1,14 @@
-//! Puts a revision in place, and nothing else: kubelet's AtomicWriter layout, every step relative to
-//! the volume's directory descriptor.
+//! Puts a revision in place, and nothing else: kubelet's AtomicWriter layout, every step relative
+//! to the volume's directory descriptor.
 //!
 //! A revision is written into a directory nobody can enter, with content, owner and mode complete;
 //! then `..data` is swapped by one rename. The names applications use are symbolic links through
-//! `..data`, made after the swap so that none ever dangles. No fsync: a tmpfs has nothing to sync to.
+//! `..data`, made after the swap so that none ever dangles. No fsync: there is no disk below.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat,
@@ -98,8 +98,8 @@ pub fn link(root: BorrowedFd<'_>, names: &BTreeSet<&FileName>) -> Result<(), App
         }
     }
     for entry in entries(root).map_err(failed("list the volume"))? {
-        let ours = visible_link(root, &entry) == Some(entry.as_str());
-        if ours && !tops.contains(entry.as_str()) {
+        let stays = entry.starts_with("..") || tops.contains(entry.as_str());
+        if !stays && is_visible_link(root, &entry) {
             unlinkat(root, &entry, AtFlags::empty()).map_err(failed("remove a link"))?;
         }
     }
@@ -118,6 +118,13 @@ pub fn present(root: BorrowedFd<'_>) -> io::Result<Option<RevisionName>> {
 /// All revisions that lie on the volume, published or not.
 pub fn revisions(root: BorrowedFd<'_>) -> io::Result<Vec<RevisionName>> {
     Ok(entries(root)?.iter().filter_map(|entry| RevisionName::recognise(entry)).collect())
+}
+
+/// When a revision was written, on the wall clock.
+pub fn written_at(root: BorrowedFd<'_>, revision: &RevisionName) -> io::Result<SystemTime> {
+    let stat = rustix::fs::statat(root, revision.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+    let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// A file as it lies on the volume.
@@ -176,11 +183,9 @@ pub fn read(
 pub fn entries(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
-        if let Ok(name) = entry?.file_name().to_str() {
-            if name != "." && name != ".." {
-                names.push(name.to_owned());
-            }
-        }
+        let entry = entry?;
+        let name = entry.file_name().to_str();
+        names.extend(name.ok().filter(|name| !matches!(*name, "." | "..")).map(str::to_owned));
     }
     Ok(names)
 }
@@ -189,16 +194,16 @@ fn tops(files: &[PlannedFile]) -> BTreeSet<&str> {
     files.iter().map(|file| file.name().top()).collect()
 }
 
-/// The name below `..data` that a link in the root shows.
-fn visible_link<'a>(root: BorrowedFd<'_>, entry: &'a str) -> Option<&'a str> {
-    let target: CString = readlinkat(root, entry, Vec::new()).ok()?;
-    (target.to_str() == Ok(format!("{DATA}/{entry}").as_str())).then_some(entry)
+/// Whether an entry of the root is a link of ours through `..data`.
+fn is_visible_link(root: BorrowedFd<'_>, entry: &str) -> bool {
+    let target = readlinkat(root, entry, Vec::new());
+    target.is_ok_and(|target| target.to_str() == Ok(format!("{DATA}/{entry}").as_str()))
 }
 
 fn check_free(root: BorrowedFd<'_>, top: &str) -> Result<(), ApplyError> {
     match rustix::fs::statat(root, top, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(()),
-        Ok(_) if visible_link(root, top).is_some() => Ok(()),
+        Ok(_) if is_visible_link(root, top) => Ok(()),
         Ok(_) => Err(ApplyError::InTheWay(top.to_owned())),
         Err(errno) => Err(failed("look at the volume")(errno)),
     }

@@ -148,7 +148,7 @@ fn readers_by_directory_never_see_a_mix_or_a_missing_file() {
         };
         let readers = [scope.spawn(reader), scope.spawn(reader)];
         for n in 1..=SWAPS {
-            publish_all(&root, n, &pair(n)).unwrap();
+            publish(root.as_fd(), &revision(n), &pair(n), Some(&revision(n - 1))).unwrap();
         }
         done.store(true, Ordering::Relaxed);
         for reader in readers {

@@ -201,7 +201,8 @@ pub fn check_names(items: &[ItemConfig]) -> Vec<String> {
                 ));
             } else if a.conflicts_with(b) {
                 problems.push(format!(
-                    "items {first} and {second} exclude each other: '{a}' and '{b}' cannot be a file and a directory at once"
+                    "items {first} and {second} exclude each other: \
+                     '{a}' and '{b}' cannot be a file and a directory at once"
                 ));
             }
         }

@@ -67,6 +67,8 @@ impl Follower {
                 Ok(subscription) => {
                     failures = 0;
                     self.hold(&secret, authorized, subscription).await;
+                    // Whatever ends subscriptions at once must not make this a busy loop.
+                    pause(delay(1)).await;
                 }
                 Err(error) => self.back_off(&error, &mut failures).await,
             }

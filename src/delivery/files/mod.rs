@@ -17,6 +17,7 @@
 //!                                              └─► status board, audit, notifier
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -105,6 +106,7 @@ pub async fn run_volume(
     deps: Deps,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
+    let config = Arc::new(config);
     // Before the first lease is taken: by default SIGIO ends the process.
     sys::ignore_sigio().context("cannot ignore SIGIO")?;
     let Some(mut publisher) = open(&config, &deps.board, &work).await? else { return Ok(()) };
@@ -137,13 +139,13 @@ pub async fn run_volume(
 
 /// Opens the volume's root, however long that takes; `None` if the agent stops first.
 async fn open(
-    config: &VolumeConfig,
+    config: &Arc<VolumeConfig>,
     board: &VolumeBoard,
     work: &CancellationToken,
 ) -> anyhow::Result<Option<Publisher>> {
     loop {
-        let wanted = config.clone();
-        let opening = move || Publisher::open(wanted, BootInstant::now());
+        let wanted = Arc::clone(config);
+        let opening = move || Publisher::open(wanted, Now::read());
         let opened =
             tokio::task::spawn_blocking(opening).await.context("opening a volume panicked")?;
         let error = match opened {

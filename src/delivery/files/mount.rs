@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstatfs, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, fstatfs, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::process::geteuid;
 
 use super::config::{Backing, VolumeConfig};
 use super::mountinfo::{self, MountLine};
@@ -40,19 +41,29 @@ pub enum MountError {
     Foreign(String, PathBuf),
     /// Mounting would hide files.
     #[error(
-        "'{0}' is not empty and mounting would hide what is in it; choose an empty or absent directory"
+        "'{0}' is not empty and mounting would hide what is in it; choose an empty or absent one"
     )]
     NotEmpty(PathBuf),
     /// No right to mount.
     #[error(
-        "no right to mount a tmpfs at '{0}'; run with CAP_SYS_ADMIN, or set `tmpfs = \"existing\"` on a directory below /dev/shm or $XDG_RUNTIME_DIR"
+        "no right to mount a tmpfs at '{0}'; run with CAP_SYS_ADMIN, or set `tmpfs = \"existing\"` \
+         on a directory below /dev/shm or $XDG_RUNTIME_DIR"
     )]
     NotPermitted(PathBuf),
     /// A disk would keep secrets.
     #[error(
-        "'{0}' is not on a tmpfs and secrets never touch a disk; choose a directory below /dev/shm or $XDG_RUNTIME_DIR"
+        "'{0}' is not on a tmpfs and secrets never touch a disk; \
+         choose a directory below /dev/shm or $XDG_RUNTIME_DIR"
     )]
     NotTmpfs(PathBuf),
+    /// Whoever made the directory could replace what is in it.
+    #[error("'{path}' belongs to user {owner}, who could replace its files; give it to the agent")]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// Anything else.
     #[error("cannot {what} '{path}'")]
     Io {
@@ -173,6 +184,10 @@ fn existing(path: &Path) -> Result<Root, MountError> {
     make_directories(path)?;
     let dir = open(path)?;
     require_tmpfs(&dir, path)?;
+    let owner = fstat(&dir).map_err(|errno| failed("look at", path)(errno.into()))?.st_uid;
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(MountError::NotOurs { path: path.to_owned(), owner });
+    }
     Ok(Root { dir, description: "existing tmpfs directory".to_owned() })
 }
 
@@ -201,13 +216,11 @@ mod tests {
 
     #[test]
     fn a_directory_on_a_disk_is_refused_before_anything_is_made() {
-        // The source tree is no tmpfs wherever this project is built.
-        let parent = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        // On /proc nothing can be made, so trying first would be another error.
         let mut config = volume(vec![]);
-        config.path = parent.path().join("a/b");
+        config.path = "/proc/secrets-broker/a".into();
         let refused = prepare(&config).err().unwrap();
         assert!(matches!(refused, MountError::NotTmpfs(_)), "{refused}");
-        assert!(!parent.path().join("a").exists());
     }
 
     #[test]

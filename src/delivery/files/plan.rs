@@ -1,4 +1,4 @@
-//! From what is wanted and what is on the volume to what to do: wait, nothing, or a new revision. Pure.
+//! From what is wanted and what is there to what to do: wait, nothing, or a new revision. Pure.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,7 +154,8 @@ fn held(items: &[ItemConfig], wanted: &[Wanted]) -> Option<String> {
             if let Some((name, other)) = other {
                 let (first, second) = (items[*other].label(), items[index].label());
                 return Some(format!(
-                    "items {first} and {second} exclude each other ('{name}' and '{}'); the files stay as they are, give one of them another path",
+                    "items {first} and {second} exclude each other ('{name}' and '{}'); \
+                     the files stay as they are, give one of them another path",
                     file.name
                 ));
             }

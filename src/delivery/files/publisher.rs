@@ -4,15 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::broker::Problem;
 use crate::clock::BootInstant;
 use crate::domain::SecretRef;
+use crate::source::ErrorClass;
 use crate::status::{ItemStatus, VolumeStatus};
 
 use super::apply;
 use super::config::{ItemConfig, VolumeConfig};
-use super::level::{Action, ItemVerdict, Level, Levels, judge_item};
+use super::level::{Action, Forbidden, ItemVerdict, Level, Levels, judge_item};
 use super::mount::{self, MountError, Root};
 use super::name::RevisionName;
 use super::object::Object;
@@ -26,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// Owns one volume's directory.
 pub struct Publisher {
-    config: VolumeConfig,
+    config: Arc<VolumeConfig>,
     root: Root,
     prints: Prints,
     present: Option<Present>,
@@ -61,7 +64,7 @@ pub struct Published {
 
 impl Publisher {
     /// Makes the volume's root ready and adopts what an earlier process published there.
-    pub fn open(config: VolumeConfig, now: BootInstant) -> Result<Self, MountError> {
+    pub fn open(config: Arc<VolumeConfig>, now: Now) -> Result<Self, MountError> {
         let root = mount::prepare(&config)?;
         let mut publisher = Self {
             root,
@@ -81,12 +84,12 @@ impl Publisher {
         Ok(publisher)
     }
 
-    fn adopt(&mut self, now: BootInstant) -> std::io::Result<()> {
+    fn adopt(&mut self, now: Now) -> std::io::Result<()> {
         let root = self.root.dir.as_fd();
         let published = apply::present(root)?;
         for revision in apply::revisions(root)? {
             if Some(&revision) != published.as_ref() {
-                self.wiper.retire(revision, now, self.config.retire_grace);
+                self.wiper.retire(revision, now.boot, self.config.retire_grace);
             }
         }
         let Some(revision) = published else { return Ok(()) };
@@ -96,8 +99,9 @@ impl Publisher {
             files.insert(name, self.prints.of(&file.content, file.ownership));
         }
         let owned = adopt_owned(&self.config.items, files.keys());
+        let age = now.wall.duration_since(apply::written_at(root, &revision)?);
+        self.published_at = Some(now.boot - age.unwrap_or_default());
         self.present = Some(Present { revision, files, owned });
-        self.published_at = Some(now);
         Ok(())
     }
 
@@ -105,7 +109,7 @@ impl Publisher {
     /// alarm, and the files stay as they are.
     pub fn settle(&mut self, levels: &Levels, now: Now) -> Settled {
         let unknown = Level::default();
-        let config = self.config.clone();
+        let config = Arc::clone(&self.config);
         let verdicts: Vec<ItemVerdict<'_>> = config
             .items
             .iter()
@@ -244,6 +248,13 @@ fn item_status(item: &ItemConfig, one: &ItemVerdict<'_>) -> ItemStatus {
         path: one.reference.path.clone(),
         version: None,
     };
+    let forbidden = |forbidden: &Forbidden| Problem {
+        class: ErrorClass::Denied,
+        message: forbidden.reason.clone(),
+        since: forbidden.since,
+        attempts: 1,
+    };
+    let problem = one.level.forbidden.as_ref().map(forbidden);
     let seen = one.level.seen;
     ItemStatus {
         file: item.file_label().to_owned(),
@@ -252,7 +263,7 @@ fn item_status(item: &ItemConfig, one: &ItemVerdict<'_>) -> ItemStatus {
         fetched_at: seen.map(|seen| seen.fetched_at),
         works_until: seen.map(|seen| seen.dead_at),
         version: seen.and_then(|seen| seen.version),
-        problem: one.level.problem.clone().or_else(|| one.level.obstacle.clone()),
+        problem: problem.or_else(|| one.level.problem.clone().or(one.level.obstacle.clone())),
     }
 }
 

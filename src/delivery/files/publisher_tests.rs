@@ -26,6 +26,10 @@ fn reference(path: &str) -> Reference {
     Reference { source: "vault".parse().unwrap(), path: path.parse().unwrap() }
 }
 
+fn now(seconds: u64) -> Now {
+    Now { boot: at(seconds), wall: std::time::SystemTime::now() }
+}
+
 impl Fixture {
     fn new(change: impl FnOnce(&mut VolumeConfig)) -> Self {
         crate::sys::ignore_sigio().unwrap();
@@ -37,7 +41,7 @@ impl Fixture {
         ]);
         config.path = parent.path().join("v");
         change(&mut config);
-        let publisher = Publisher::open(config.clone(), at(10)).unwrap();
+        let publisher = Publisher::open(Arc::new(config.clone()), now(10)).unwrap();
         Self { parent, config, publisher, levels: Levels::new() }
     }
 
@@ -63,8 +67,7 @@ impl Fixture {
     }
 
     fn settle(&mut self, seconds: u64) -> Settled {
-        let now = Now { boot: at(seconds), wall: std::time::SystemTime::now() };
-        self.publisher.settle(&self.levels, now)
+        self.publisher.settle(&self.levels, now(seconds))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -83,7 +86,7 @@ impl Fixture {
     fn restart(self) -> Self {
         let Self { parent, config, publisher, .. } = self;
         drop(publisher);
-        let publisher = Publisher::open(config.clone(), at(50)).unwrap();
+        let publisher = Publisher::open(Arc::new(config.clone()), now(50)).unwrap();
         Self { parent, config, publisher, levels: Levels::new() }
     }
 }
@@ -157,6 +160,7 @@ fn what_policy_forbids_is_gone_after_the_grace_and_wiped_after_another() {
     volume.level("kv/web").forbidden = Some(Forbidden { since: at(12), reason: "no rule".into() });
     assert_eq!(volume.settle(13).next, Some(at(20)), "the neighbour's value ages");
     assert!(volume.read("token").is_some());
+    assert!(volume.settle(14).status.alarm.unwrap().contains("forbidden: no rule"));
     volume.settle(72);
     assert!(volume.read("token").is_none() && volume.read("user").is_some());
     assert!(volume.config.path.join(&first).exists());

@@ -41,6 +41,7 @@ struct Retired {
     revision: RevisionName,
     due: BootInstant,
     deadline: BootInstant,
+    complained: bool,
 }
 
 impl Wiper {
@@ -48,7 +49,7 @@ impl Wiper {
     pub fn retire(&mut self, revision: RevisionName, now: BootInstant, grace: Duration) {
         let due = now + grace;
         let deadline = due + (grace * DEADLINE_GRACES).max(DEADLINE_MIN);
-        self.retired.push(Retired { revision, due, deadline });
+        self.retired.push(Retired { revision, due, deadline, complained: false });
     }
 
     /// Wipes what is due and says when to come again.
@@ -87,7 +88,9 @@ fn finish(
             left.nothing()
         }
         Err(error) => {
-            tracing::warn!(revision = %one.revision, %error, "cannot wipe a revision yet");
+            if !std::mem::replace(&mut one.complained, true) {
+                tracing::warn!(revision = %one.revision, %error, "cannot wipe a revision yet");
+            }
             false
         }
     }
