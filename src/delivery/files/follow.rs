@@ -1,4 +1,4 @@
-//! Keeps one secret of a volume followed: resolved, authorised, subscribed, and again after trouble.
+//! Follows one secret of a volume: resolved, authorised, subscribed, and again after trouble.
 //!
 //! A follower only ever writes the [`Level`] of its secret; what that means for files is judged
 //! elsewhere. It runs until it is dropped, and dropping it ends its interest in the secret.

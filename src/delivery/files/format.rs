@@ -27,7 +27,8 @@ pub enum Format {
 pub enum FormatError {
     /// Not a variable name.
     #[error(
-        "'{0}' is no variable name a dotenv file can hold (letters, digits, '_'); rename it with `keys`"
+        "'{0}' is no variable name a dotenv file can hold (letters, digits, '_'); \
+         rename it with `keys`"
     )]
     VariableName(String),
     /// NUL ends a string for every reader of a dotenv file.

@@ -5,9 +5,9 @@
 //! | [`config`], [`name`] | what is declared, and the names it may use |
 //! | [`follow`] | one per secret: resolve, authorise, subscribe; writes the secret's [`level`] |
 //! | [`level`] | pure: what each state of a secret means for its files |
-//! | [`object`], [`format`], [`render`] | pure: from secrets to file contents |
+//! | [`object`], [`mod@format`], [`render`] | pure: from secrets to file contents |
 //! | [`plan`] | pure: wait, leave alone, or publish a revision |
-//! | [`apply`], [`wipe`], [`mount`], [`status_file`] | the directory: swap, removal, tmpfs, `..status.json` |
+//! | [`apply`], [`wipe`], [`mount`], [`status_file`] | the directory: swap, removal, tmpfs, status |
 //! | [`publisher`] | one volume's directory over time, synchronous and told the time |
 //! | [`on_change`], [`notifier`] | telling applications, in batches |
 //!

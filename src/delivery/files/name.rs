@@ -27,7 +27,7 @@ pub enum FileNameError {
 impl FromStr for FileName {
     type Err = FileNameError;
 
-    /// The rules of [`SecretPath`] (relative, no empty, `.` or `..` segment, at most 255 bytes each,
+    /// The rules of [`SecretPath`] (relative, no empty, `.` or `..` segment, up to 255 bytes each,
     /// no control, direction or wildcard characters), and no segment that starts with `..`.
     fn from_str(name: &str) -> Result<Self, FileNameError> {
         let path: SecretPath = name.parse()?;

@@ -1,4 +1,4 @@
-//! Batches changes, so that several revisions in a row are told once and one telling runs at a time.
+//! Batches changes, so that several revisions in a row are told once, one telling at a time.
 
 use std::time::Duration;
 

@@ -190,7 +190,7 @@ impl Publisher {
     }
 
     fn write_status(&mut self, status: &VolumeStatus, now: Now) -> std::io::Result<()> {
-        // Rendered against a fixed clock, because two readings of the real ones never agree exactly.
+        // Rendered against a fixed clock, because two readings of the real ones never agree.
         let fixed = Now { boot: BootInstant::default(), wall: std::time::UNIX_EPOCH };
         let key = status_file::render(status, self.wiper.forced, fixed);
         if key != self.status_written {
