@@ -17,5 +17,5 @@ pub mod shutdown;
 pub mod source;
 pub mod status;
 pub mod sys;
-pub mod watch;
 pub mod telemetry;
+pub mod watch;

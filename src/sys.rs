@@ -101,6 +101,13 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
+/// As [`watch_readable`], for a descriptor that the watch owns from now on.
+pub fn watch_owned(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open, and the same, until the result is dropped.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+        .map_err(|error| error.into_parts().1)
+}
+
 /// Watches a descriptor for becoming readable; must be called inside a tokio runtime.
 pub fn watch_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
     // SAFETY: a borrowed descriptor is open for its whole lifetime, which the result cannot

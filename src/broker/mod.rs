@@ -69,14 +69,19 @@ impl DataView {
     /// The complete reply body of a KV or static secret, sharing the zeroizing allocation; the last
     /// reference wipes it. Leased secrets need an envelope per local lease instead.
     pub fn body(&self) -> Bytes {
-        struct Owner(Arc<SecretBytes>);
-        impl AsRef<[u8]> for Owner {
-            fn as_ref(&self) -> &[u8] {
-                self.0.expose()
-            }
-        }
-        Bytes::from_owner(Owner(Arc::clone(&self.envelope)))
+        shared_bytes(Arc::clone(&self.envelope))
     }
+}
+
+/// A reply body that shares a zeroizing allocation instead of copying it.
+pub fn shared_bytes(bytes: Arc<SecretBytes>) -> Bytes {
+    struct Owner(Arc<SecretBytes>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.expose()
+        }
+    }
+    Bytes::from_owner(Owner(bytes))
 }
 
 /// A socket caller's standing interest in a leased secret: the local lease.

@@ -1,3 +1,4 @@
-//! How secrets reach applications: over Unix sockets and as files.
+//! How secrets reach applications. A delivery knows no Vault: it holds what policy authorised.
 
+pub mod files;
 pub mod socket;

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::request::Refusal;
 use super::transport::Answer;
 use crate::audit::AuditDown;
-use crate::broker::{Freshness, ReadError, Reply, body_of};
+use crate::broker::{Freshness, ReadError, Reply, shared_bytes};
 use crate::clock::BootInstant;
-use crate::domain::SecretBytes;
+use crate::domain::{PathKind, SecretBytes};
 use crate::source::ErrorClass;
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -64,10 +64,9 @@ pub fn envelope(data: &Value) -> Value {
 
 /// A secret, with its age and how it was come by. The body shares the entry's wiped memory.
 pub fn secret(reply: &Reply, now: BootInstant) -> Answer {
-    let body = if reply.entry.envelope.is_empty() {
-        body_of(Arc::new(leased_envelope(reply)))
-    } else {
-        body_of(reply.entry.envelope.clone())
+    let body = match reply.entry.kind {
+        PathKind::Minting => shared_bytes(Arc::new(leased_envelope(reply))),
+        PathKind::Kv | PathKind::Static => reply.entry.data.body(),
     };
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(X_CACHE, x_cache(reply.freshness));

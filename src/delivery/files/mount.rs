@@ -1,0 +1,235 @@
+//! What a volume lies on: our own tmpfs, made or found again after a restart, or an existing one.
+//!
+//! Process exit never unmounts; only [`discard`] does, for whoever owns everything it made.
+
+use std::ffi::CString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, fstatfs, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::process::geteuid;
+
+use super::config::{Backing, VolumeConfig};
+use super::mountinfo::{self, MountLine};
+use super::{apply, status_file, wipe};
+
+/// The source our mounts carry in mountinfo, by which a successor knows them.
+const SOURCE: &str = "secrets-broker";
+/// `statfs` type of a tmpfs, from linux/magic.h.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// Mode of directories made on the way.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// A volume's root, ready for revisions.
+pub struct Root {
+    /// The directory.
+    pub dir: OwnedFd,
+    /// What it lies on, for status.
+    pub description: String,
+}
+
+/// Why a volume has nothing to lie on.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// Something else is mounted there.
+    #[error("something else ({0}) is mounted at '{1}'; unmount it or choose another path")]
+    Foreign(String, PathBuf),
+    /// Mounting would hide files.
+    #[error(
+        "'{0}' is not empty and mounting would hide what is in it; choose an empty or absent one"
+    )]
+    NotEmpty(PathBuf),
+    /// No right to mount.
+    #[error(
+        "no right to mount a tmpfs at '{0}'; run with CAP_SYS_ADMIN, or set `tmpfs = \"existing\"` \
+         on a directory below /dev/shm or $XDG_RUNTIME_DIR"
+    )]
+    NotPermitted(PathBuf),
+    /// A disk would keep secrets.
+    #[error(
+        "'{0}' is not on a tmpfs and secrets never touch a disk; \
+         choose a directory below /dev/shm or $XDG_RUNTIME_DIR"
+    )]
+    NotTmpfs(PathBuf),
+    /// Whoever made the directory could replace what is in it.
+    #[error("'{path}' belongs to user {owner}, who could replace its files; give it to the agent")]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Anything else.
+    #[error("cannot {what} '{path}'")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountError {
+    move |source| MountError::Io { what, path: path.to_owned(), source }
+}
+
+/// Makes the root ready, or finds it ready.
+pub fn prepare(volume: &VolumeConfig) -> Result<Root, MountError> {
+    match volume.backing {
+        Backing::OwnTmpfs { size_bytes, inodes, directory_mode } => {
+            let options = format!("size={size_bytes},nr_inodes={inodes}");
+            own(&volume.path, &options, directory_mode)
+        }
+        Backing::ExistingTmpfs => existing(&volume.path),
+    }
+}
+
+/// Wipes everything of a volume, unmounts what we mounted and removes its directory.
+pub fn discard(volume: &VolumeConfig) -> Result<(), MountError> {
+    let path = &volume.path;
+    let root = open(path)?;
+    let none = std::collections::BTreeSet::new();
+    apply::link(root.as_fd(), &none)
+        .map_err(|error| failed("clear", path)(io::Error::other(error)))?;
+    let revisions = apply::revisions(root.as_fd()).map_err(failed("list", path))?;
+    for revision in revisions {
+        wipe::wipe_unseen(root.as_fd(), &revision).map_err(failed("wipe a revision in", path))?;
+    }
+    for entry in ["..data", "..data_tmp", status_file::NAME] {
+        match unlinkat(&root, entry, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(failed("clear", path)(errno.into())),
+        }
+    }
+    drop(root);
+    if matches!(volume.backing, Backing::OwnTmpfs { .. }) && ours(path)?.is_some() {
+        unmount(path, UnmountFlags::DETACH).map_err(|e| failed("unmount", path)(e.into()))?;
+    }
+    std::fs::remove_dir(path).map_err(failed("remove", path))
+}
+
+fn own(path: &Path, options: &str, directory_mode: u32) -> Result<Root, MountError> {
+    make_directories(path)?;
+    let swap = match ours(path)? {
+        Some(line) => {
+            adjust(path, options, &line);
+            line.super_options.split(',').any(|option| option == "noswap")
+        }
+        None => mount_new(path, options)?,
+    };
+    let dir = open(path)?;
+    require_tmpfs(&dir, path)?;
+    fchmod(&dir, Mode::from_raw_mode(directory_mode & 0o777))
+        .map_err(|errno| failed("set the mode of", path)(errno.into()))?;
+    let description = if swap { "tmpfs noswap" } else { "tmpfs (no noswap: kernel before 6.4)" };
+    Ok(Root { dir, description: description.to_owned() })
+}
+
+/// Our mount at this path, if one is there; anything else that is mounted there is an error.
+fn ours(path: &Path) -> Result<Option<MountLine>, MountError> {
+    let real = path.canonicalize().map_err(failed("resolve", path))?;
+    let lines = mountinfo::read().map_err(failed("look up mounts for", path))?;
+    // The last line is the one on top.
+    match lines.into_iter().rev().find(|line| line.mount_point == real) {
+        None => Ok(None),
+        Some(line) if line.fs_type == "tmpfs" && line.source == SOURCE => Ok(Some(line)),
+        Some(line) => Err(MountError::Foreign(line.fs_type, path.to_owned())),
+    }
+}
+
+/// Brings an adopted mount to the configured size; one that cannot shrink stays as it is.
+fn adjust(path: &Path, options: &str, line: &MountLine) {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if let Err(error) = mount_remount(path, flags, options) {
+        let present = line.super_options.as_str();
+        tracing::warn!(path = %path.display(), %error, present, "volume keeps its present size");
+    }
+}
+
+/// Mounts; whether the kernel took `noswap`.
+fn mount_new(path: &Path, options: &str) -> Result<bool, MountError> {
+    let mut entries = std::fs::read_dir(path).map_err(failed("list", path))?;
+    if entries.next().is_some() {
+        return Err(MountError::NotEmpty(path.to_owned()));
+    }
+    // Closed until it is ours completely; `own` opens it.
+    let with = |options: String| {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let data = CString::new(options).map_err(|_| Errno::INVAL)?;
+        mount(SOURCE, path, "tmpfs", flags, data.as_c_str())
+    };
+    match with(format!("{options},mode=0700,noswap")) {
+        Ok(()) => Ok(true),
+        // A kernel before 6.4 does not know the option.
+        Err(Errno::INVAL) => match with(format!("{options},mode=0700")) {
+            Ok(()) => Ok(false),
+            Err(errno) => Err(failed("mount a tmpfs at", path)(errno.into())),
+        },
+        Err(Errno::PERM | Errno::ACCESS) => Err(MountError::NotPermitted(path.to_owned())),
+        Err(errno) => Err(failed("mount a tmpfs at", path)(errno.into())),
+    }
+}
+
+fn existing(path: &Path) -> Result<Root, MountError> {
+    // Asked before anything is made, so that nothing is left on a disk.
+    let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
+    require_tmpfs(&open(there)?, path)?;
+    make_directories(path)?;
+    let dir = open(path)?;
+    require_tmpfs(&dir, path)?;
+    let owner = fstat(&dir).map_err(|errno| failed("look at", path)(errno.into()))?.st_uid;
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(MountError::NotOurs { path: path.to_owned(), owner });
+    }
+    Ok(Root { dir, description: "existing tmpfs directory".to_owned() })
+}
+
+fn make_directories(path: &Path) -> Result<(), MountError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(DIRECTORY_MODE).create(path).map_err(failed("make", path))
+}
+
+fn open(path: &Path) -> Result<OwnedFd, MountError> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open", path)(errno.into()))
+}
+
+fn require_tmpfs(dir: &OwnedFd, path: &Path) -> Result<(), MountError> {
+    let stat = fstatfs(dir).map_err(|errno| failed("look at", path)(errno.into()))?;
+    match u64::try_from(stat.f_type) {
+        Ok(TMPFS_MAGIC) => Ok(()),
+        _ => Err(MountError::NotTmpfs(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::files::testing::volume;
+
+    #[test]
+    fn a_directory_on_a_disk_is_refused_before_anything_is_made() {
+        // On /proc nothing can be made, so trying first would be another error.
+        let mut config = volume(vec![]);
+        config.path = "/proc/secrets-broker/a".into();
+        let refused = prepare(&config).err().unwrap();
+        assert!(matches!(refused, MountError::NotTmpfs(_)), "{refused}");
+    }
+
+    #[test]
+    fn a_directory_on_a_tmpfs_is_made_and_discarded_again() {
+        let parent = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut config = volume(vec![]);
+        config.path = parent.path().join("a");
+        assert_eq!(prepare(&config).unwrap().description, "existing tmpfs directory");
+        discard(&config).unwrap();
+        assert!(!config.path.exists());
+    }
+}
