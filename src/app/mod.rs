@@ -1,0 +1,162 @@
+//! Wiring: builds every part from the configuration, supervises them, and stops them in order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::audit::Audit;
+use crate::broker::task::BrokerTask;
+use crate::clock::BootInstant;
+use crate::config::Config;
+use crate::delivery::files::{self, VolumeConfig};
+use crate::delivery::socket::{self, SourceDirectory, Sockets};
+use crate::domain::VolumeName;
+use crate::hardening::Hardened;
+use crate::policy::{CompiledPolicy, Policy, PolicyError};
+use crate::shutdown::{Stage, Stages, Supervisor};
+use crate::status::VolumeBoard;
+use crate::telemetry::Metrics;
+
+mod operators;
+mod reload;
+mod sources;
+
+use operators::Operators;
+use reload::Reloader;
+use sources::Sources;
+
+/// A built agent whose sockets are bound; [`App::run`] consumes it.
+pub struct App {
+    supervisor: Supervisor,
+    stages: Stages,
+    stop_grace: std::time::Duration,
+    audit: Audit,
+}
+
+impl App {
+    /// Builds everything: reads keys and local sources, compiles policy, binds sockets and starts
+    /// the tasks. Nothing is contacted yet; Vault being away stops nothing.
+    ///
+    /// # Errors
+    /// What the operator has to change: a source, the policy, a socket or the audit file.
+    pub fn start(config: Config, file: Option<PathBuf>, hardened: &Hardened) -> anyhow::Result<Self> {
+        let mut supervisor = Supervisor::default();
+        let stages = Stages::default();
+        let started_at = BootInstant::now();
+        let fingerprint = reload::fingerprint(&config);
+        let reload_source = config.policy.clone();
+        let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
+        supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
+        let policy = Policy::new(compile(&config.policy)?);
+        let sources = Sources::open(config.sources)?;
+        sources.spawn(&mut supervisor, &stages);
+        let shared = sources.shared();
+        let (broker, task) = BrokerTask::new(config.broker, shared.clone(), audit.clone())
+            .context("creating the broker's timer")?;
+        supervisor.spawn("broker", Stage::Work, task.run(stages.work.clone()));
+        let board = VolumeBoard::default();
+        let volume_names: Vec<VolumeName> =
+            config.volumes.iter().map(|volume| volume.name.clone()).collect();
+        let reloader = Reloader::new(file, policy.clone(), audit.clone(), fingerprint);
+        let operators = Arc::new(Operators {
+            broker: broker.clone(),
+            policy: policy.clone(),
+            audit: audit.clone(),
+            board: board.clone(),
+            sources: shared.clone(),
+            local: sources.local(),
+            default_source: config.default_source.clone(),
+            volumes: volume_names,
+            grants: reload_source,
+            started_at,
+            hardening: hardened.steps.iter().map(ToString::to_string).collect(),
+            reload: reloader.state(),
+        });
+        supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
+        let sockets = Sockets::bind(&config.sockets).context("binding the sockets")?;
+        let deps = socket::Deps {
+            broker: broker.clone(),
+            policy: policy.clone(),
+            audit_per_read: audit.per_read(),
+            audit: audit.clone(),
+            sources: SourceDirectory::new(&config.default_source, &shared),
+            volumes: board.clone(),
+            operators,
+            metrics: Metrics::new(),
+        };
+        let (limits, intake) = (config.socket_limits, stages.intake.clone());
+        supervisor.spawn("sockets", Stage::Intake, async move {
+            sockets.serve(limits, deps, intake).await;
+            Ok(())
+        });
+        let volumes = files::Deps { broker, policy, audit: audit.clone(), board };
+        files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
+        lifecycle(&audit, "started");
+        Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
+    }
+
+    /// Runs until `stop` resolves or a task fails, then stops in the order of the data.
+    ///
+    /// # Errors
+    /// The task that ended by itself: the process should exit non-zero and be restarted.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let failure = tokio::select! {
+            () = stop => None,
+            failure = self.supervisor.first_failure() => Some(failure),
+        };
+        if let Some(failure) = &failure {
+            tracing::error!(error = %crate::telemetry::Chain(failure), "a task ended by itself");
+        }
+        lifecycle(&self.audit, "stopping");
+        self.supervisor.stop(&self.stages, self.stop_grace).await;
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+/// Resolves on SIGTERM or SIGINT.
+pub async fn stop_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Wipes, unmounts and removes volumes: `dev` owns everything it made. Call after [`App::run`].
+pub fn discard_volumes(volumes: &[VolumeConfig]) -> anyhow::Result<()> {
+    for volume in volumes {
+        files::mount::discard(volume)
+            .with_context(|| format!("removing volume '{}'", volume.name))?;
+    }
+    Ok(())
+}
+
+fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {
+    CompiledPolicy::compile(config).map_err(|problems| anyhow::anyhow!(listed(&problems)))
+}
+
+fn listed(problems: &[PolicyError]) -> String {
+    let lines: Vec<String> = problems.iter().map(|problem| format!("policy: {problem}")).collect();
+    lines.join("\n")
+}
+
+fn lifecycle(audit: &Audit, message: &str) {
+    let message = format!("{message} {}", env!("CARGO_PKG_VERSION"));
+    if audit.record(crate::audit::AuditEvent::Lifecycle { message }).is_err() {
+        tracing::warn!("the audit log does not take records");
+    }
+}
+
+/// Both clocks at one moment, for views.
+fn clocks() -> (BootInstant, SystemTime) {
+    (BootInstant::now(), SystemTime::now())
+}
+
+/// Sources by name as everybody shares them.
+type SharedSources = BTreeMap<crate::domain::SourceName, crate::source::SharedSource>;

@@ -1,0 +1,207 @@
+//! What the sockets tell about the whole agent: status, leases and explanations.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use async_trait::async_trait;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::reload::SharedReloadState;
+use super::{SharedSources, clocks};
+use crate::audit::Audit;
+use crate::broker::report::Report;
+use crate::broker::{Broker, ReadError, ResolveError};
+use crate::clock::BootInstant;
+use crate::delivery::socket::{OperatorApi, Refusal, Viewer};
+use crate::domain::{LoginIdentity, SecretRef, SourceName, Spelling, VolumeName};
+use crate::identity::{Identity, Listener, ProofStrength};
+use crate::policy::{Policy, PolicyConfig, Who};
+use crate::source::local::LocalSource;
+use crate::status::{Access, ExplainView, Facts, StatusView, VolumeBoard, VolumeStatus};
+
+/// Everything status is made of.
+pub(super) struct Operators {
+    pub broker: Broker,
+    pub policy: Policy,
+    pub audit: Audit,
+    pub board: VolumeBoard,
+    pub sources: SharedSources,
+    pub local: BTreeMap<SourceName, Arc<LocalSource>>,
+    pub default_source: SourceName,
+    pub volumes: Vec<VolumeName>,
+    pub grants: PolicyConfig,
+    pub started_at: BootInstant,
+    pub hardening: Vec<String>,
+    pub reload: SharedReloadState,
+}
+
+#[async_trait]
+impl OperatorApi for Operators {
+    /// Ready means "can serve", not "Vault is reachable": the sockets are bound before this runs.
+    fn ready(&self) -> Result<(), String> {
+        if self.audit.is_healthy() {
+            Ok(())
+        } else {
+            Err("the audit log does not take records, so nothing new is served".to_owned())
+        }
+    }
+
+    async fn status(&self, viewer: &Viewer) -> Result<Value, Refusal> {
+        let (report, volumes) = self.seen_by(viewer).await?;
+        to_json(&StatusView::new(&report, &volumes, &self.facts()))
+    }
+
+    async fn leases(&self, viewer: &Viewer) -> Result<Value, Refusal> {
+        let (mut report, _) = self.seen_by(viewer).await?;
+        report.secrets.retain(|secret| secret.lease.is_some());
+        let view = StatusView::new(&report, &[], &self.facts());
+        Ok(json!({ "leases": view.secrets }))
+    }
+
+    async fn explain(
+        &self,
+        viewer: &Viewer,
+        path: &str,
+        as_id: Option<&str>,
+    ) -> Result<Value, Refusal> {
+        let secret = self.secret(path).await?;
+        let (report, volumes) = self.seen_by(viewer).await?;
+        let identities = match (viewer, as_id) {
+            (Viewer::Caller(identity), _) => vec![identity.clone()],
+            (Viewer::Operator, Some(id)) => vec![identity_of(id)?],
+            (Viewer::Operator, None) => self.known_identities(),
+        };
+        let access = identities.iter().map(|identity| self.access(identity, &secret)).collect();
+        to_json(&ExplainView::new(&secret, &report, &volumes, access, &self.facts()))
+    }
+}
+
+impl Operators {
+    async fn seen_by(&self, viewer: &Viewer) -> Result<(Report, Vec<VolumeStatus>), Refusal> {
+        let mut report = self.broker.report().await.map_err(busy)?;
+        let Viewer::Caller(identity) = viewer else { return Ok((report, self.board.all())) };
+        let consumer = identity.consumer();
+        report.sessions.clear();
+        report.limits.clear();
+        report.secrets.retain(|secret| {
+            secret.consumers.contains(&consumer) || secret.consumer.as_ref() == Some(&consumer)
+        });
+        for secret in &mut report.secrets {
+            secret.consumers.retain(|other| *other == consumer);
+        }
+        Ok((report, Vec::new()))
+    }
+
+    fn facts(&self) -> Facts {
+        let (now, wall_now) = clocks();
+        let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let problems = self.local.iter().filter_map(|(name, local)| {
+            Some(format!("source {name}: the new file is bad, the old content stays: {}", local.problem()?))
+        });
+        let generated = self.sources.iter().filter(|(_, source)| source.description().generated);
+        let generated = generated.map(|(name, _)| {
+            format!("source {name}: credentials are generated locally, honoured by no server")
+        });
+        Facts {
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: self.started_at,
+            now,
+            wall_now,
+            instance: self.audit.instance().to_owned(),
+            config_problem: reload.problem.clone(),
+            audit_healthy: self.audit.is_healthy(),
+            sources: self
+                .sources
+                .iter()
+                .map(|(name, source)| (name.clone(), source.description()))
+                .collect(),
+            hardening: self.hardening.clone(),
+            notes: problems.chain(generated).chain(reload.note.clone()).collect(),
+        }
+    }
+
+    async fn secret(&self, path: &str) -> Result<SecretRef, Refusal> {
+        let (source, path) = self.source_and_path(path);
+        let spelling: Spelling =
+            path.parse().map_err(|error| Refusal::bad_request(format!("{error}")))?;
+        let resolved = self.broker.resolve(&source, &LoginIdentity::Agent, &spelling).await;
+        match resolved {
+            Ok(secret) => Ok(secret),
+            Err(ResolveError::Read(error @ ReadError::NoMount { .. })) => {
+                Err(Refusal::new(StatusCode::NOT_FOUND, error.to_string()))
+            }
+            Err(ResolveError::Read(error)) => Err(Refusal::unavailable(error.to_string(), 1)),
+            Err(ResolveError::Spelling(error)) => Err(Refusal::bad_request(error.to_string())),
+        }
+    }
+
+    /// `source:path` as status prints it, or a path of the default source.
+    fn source_and_path<'a>(&self, text: &'a str) -> (SourceName, &'a str) {
+        let named = text.split_once(':').and_then(|(name, path)| {
+            let name: SourceName = name.parse().ok()?;
+            self.sources.contains_key(&name).then_some((name, path))
+        });
+        named.unwrap_or_else(|| (self.default_source.clone(), text))
+    }
+
+    /// Everybody the configuration names: its volumes and the users in its grants.
+    fn known_identities(&self) -> Vec<Identity> {
+        let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let grants = &reload.policy.as_ref().unwrap_or(&self.grants).grants;
+        let users = grants.iter().filter_map(|grant| match grant.who {
+            Who::User { uid } => Some(host_user(uid)),
+            _ => None,
+        });
+        let volumes = self.volumes.iter().cloned().map(Identity::declared_volume);
+        let mut all: Vec<Identity> = volumes.chain(users).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn access(&self, identity: &Identity, secret: &SecretRef) -> Access {
+        let decision = self.policy.authorize(identity, secret, BootInstant::now());
+        let who = identity.to_string();
+        match decision {
+            Ok(authorized) => Access {
+                who,
+                allowed: true,
+                rule: Some(authorized.rule().to_string()),
+                reason: None,
+            },
+            Err(denied) => Access {
+                who,
+                allowed: false,
+                rule: denied.rule.as_ref().map(ToString::to_string),
+                reason: Some(denied.reason),
+            },
+        }
+    }
+}
+
+/// An identity somebody asks about: `uid:1000` (with its groups of the host) or `volume:shop`.
+fn identity_of(id: &str) -> Result<Identity, Refusal> {
+    let unknown = || Refusal::bad_request(format!("'{id}' is neither uid:NUMBER nor volume:NAME"));
+    match id.split_once(':') {
+        Some(("uid", uid)) => Ok(host_user(uid.parse().map_err(|_| unknown())?)),
+        Some(("volume", name)) => {
+            Ok(Identity::declared_volume(name.parse().map_err(|_| unknown())?))
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn host_user(uid: u32) -> Identity {
+    Identity::host_user(uid, uid, &[], ProofStrength::PidFd, Listener::Host)
+}
+
+fn busy(error: ReadError) -> Refusal {
+    Refusal::unavailable(error.to_string(), 1)
+}
+
+fn to_json(view: &impl serde::Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(view).map_err(|_| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the view could not be written as JSON")
+    })
+}
