@@ -111,3 +111,12 @@ impl fmt::Display for Identity {
         write!(f, "{}", self.consumer())
     }
 }
+
+#[cfg(test)]
+impl Identity {
+    /// A host user as tests of other folders need one; product code proves one in [`peer`].
+    pub(crate) fn host_user_in_tests(uid: u32, gids: &[u32], strength: ProofStrength) -> Self {
+        let subject = Subject::HostUser { uid, gids: Arc::from(gids) };
+        Self { subject, strength, listener: Listener::Host }
+    }
+}
