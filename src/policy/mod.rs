@@ -22,7 +22,7 @@ pub use engine::CompiledPolicy;
 pub use grants::{CedarFile, Effect, GrantConfig, PolicyConfig, Share, Who};
 pub use rules::PolicyError;
 
-/// Proof that policy allows this identity this secret, until a time and under one policy generation.
+/// Proof that policy allows this identity this secret, until a time and under one generation.
 #[derive(Debug, Clone)]
 pub struct Authorized {
     identity: Identity,
