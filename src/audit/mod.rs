@@ -1,7 +1,7 @@
 //! Who read what and what we did upstream: one JSON line per decision and per upstream action.
 //!
 //! Identities and paths in clear; tokens and lease ids only as keyed HMAC-SHA256; values never.
-//! No audit means no *new* secret: callers check the result of [`Audit::record`] before serving one.
+//! No audit means no *new* secret: callers check the result of [`Audit::record`] before serving.
 //! Renewals, ends and wipes are never blocked by it. The fields are listed in `docs/audit.md`.
 
 use std::fmt::Write as _;
@@ -52,7 +52,10 @@ pub enum Output {
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The file could not be opened for appending.
-    #[error("cannot append to the audit file '{}'; create its directory, or correct [audit] file", path.display())]
+    #[error(
+        "cannot append to the audit file '{}'; create its directory, or correct [audit] file",
+        path.display()
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -61,7 +64,10 @@ pub enum AuditError {
         source: std::io::Error,
     },
     /// A device, socket or pipe.
-    #[error("the audit file '{}' is not a regular file; name one, or use output = \"stdout\"", path.display())]
+    #[error(
+        "the audit file '{}' is not a regular file; name one, or use output = \"stdout\"",
+        path.display()
+    )]
     NotAFile {
         /// The file.
         path: PathBuf,
@@ -95,7 +101,8 @@ pub enum AuditEvent {
         /// Why it was denied, for operators.
         reason: Option<String>,
     },
-    /// We did something upstream: login, fetch, renew-lease, revoke-lease, renew-token, end-session.
+    /// We did something upstream: login, fetch, renew-lease, revoke-lease, renew-token,
+    /// end-session.
     Upstream {
         /// The action's name.
         action: &'static str,

@@ -1,4 +1,4 @@
-//! What the audit log promises: whole lines, no gap in the numbers, and a closed door when it fails.
+//! What the audit log promises: whole lines, no gap in the numbers, a closed door when it fails.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
