@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::grants::{PolicyConfig, Share};
 use super::rules::{PolicyError, Rule, RuleBook};
+use super::schema::CedarError;
 use super::{Denied, Permit};
 use crate::domain::{RuleName, SecretRef};
 use crate::identity::Identity;
@@ -49,30 +50,21 @@ impl CompiledPolicy {
     /// Decides one question that must be allowed, with the schema and on the stack that real
     /// decisions use. Runs at load, so an engine that denies everything is noticed there.
     pub fn self_test(&self) -> Result<(), PolicyError> {
-        with_stack(|| {
-            let failed = |error: String| PolicyError::Engine(error);
-            let policies: PolicySet =
-                SELF_TEST.parse().map_err(|error| failed(format!("parsing: {error}")))?;
-            let name = |text: &str| text.parse().map_err(|error| failed(format!("{error}")));
-            let path = "self/test".parse().map_err(|error| failed(format!("{error}")))?;
-            let identity = Identity::declared_volume(
-                "self-test".parse().map_err(|error| failed(format!("{error}")))?,
-            );
-            let secret = SecretRef { source: name("self-test")?, path, version: None };
-            let response = self
-                .ask(
-                    &policies,
-                    &identity,
-                    &secret,
-                    Timestamp::UNIX_EPOCH + jiff::Span::new().hours(1),
-                )
-                .map_err(|error| failed(error.to_string()))?;
-            let error = response.diagnostics().errors().next().map(ToString::to_string);
-            match (response.decision(), error) {
-                (Decision::Allow, None) => Ok(()),
-                (_, error) => Err(failed(error.unwrap_or_else(|| "a permit denied".to_owned()))),
-            }
-        })
+        with_stack(|| self.probe()).map_err(|error| PolicyError::Engine(error.to_string()))
+    }
+
+    fn probe(&self) -> Result<(), CedarError> {
+        let identity = Identity::declared_volume("self-test".parse()?);
+        let (source, path) = ("self-test".parse()?, "self/test".parse()?);
+        let secret = SecretRef { source, path, version: None };
+        let response = self.ask(&SELF_TEST.parse()?, &identity, &secret, Timestamp::now())?;
+        if let Some(error) = response.diagnostics().errors().next() {
+            return Err(error.clone().into());
+        }
+        match response.decision() {
+            Decision::Allow => Ok(()),
+            Decision::Deny => Err("a policy that permits everybody denied".into()),
+        }
     }
 
     /// How long a decision may be relied on.
@@ -103,7 +95,7 @@ impl CompiledPolicy {
         identity: &Identity,
         secret: &SecretRef,
         at: Timestamp,
-    ) -> Result<Response, super::schema::CedarError> {
+    ) -> Result<Response, CedarError> {
         let covering = self.covering(secret).map(|rule| &rule.name);
         let (request, entities) = self.book.vocabulary.question(identity, secret, covering, at)?;
         Ok(Authorizer::new().is_authorized(&request, policies, &entities))
