@@ -1,3 +1,169 @@
-//! Cedar.
-pub struct CompiledPolicy;
-pub struct PolicyError;
+//! The compiled policy: Cedar asked about one caller and one secret at one moment.
+//!
+//! Cedar skips a policy whose evaluation fails, so a failing `forbid` would stop forbidding: any
+//! evaluation error is a denial here. Its evaluator refuses to work on less than 100 KiB of stack,
+//! and on a musl main thread it believes there is less; every entry point therefore makes sure of
+//! its stack first, and a self-test at load proves that a permit permits.
+
+use std::time::Duration;
+
+use cedar_policy::{Authorizer, Decision, PolicySet, Response};
+use jiff::Timestamp;
+
+use super::grants::{PolicyConfig, Share};
+use super::rules::{PolicyError, Rule, RuleBook};
+use super::schema::CedarError;
+use super::{Denied, Permit};
+use crate::domain::{RuleName, SecretRef};
+use crate::identity::Identity;
+
+/// Below this much stack the evaluator gets a new one: over twice what Cedar asks for.
+const STACK_BYTES_MIN: usize = 256 * 1024;
+/// Size of that new stack: enough for parsing, validating and evaluating.
+const STACK_BYTES_NEW: usize = 2 * 1024 * 1024;
+/// Permits whoever asks, and touches every kind of value a request carries.
+const SELF_TEST: &str = r#"
+@id("self-test")
+permit (principal is Volume, action == Action::"read", resource is Secret)
+when { context.now > datetime("1970-01-01") && context.hour >= 0 && context.weekday <= 7 }
+when { context.proofs.contains(context.proof) && resource.path like "*" && principal.name != "" };
+"#;
+
+/// A policy that parsed, validated strictly and passed its self-test.
+pub struct CompiledPolicy {
+    book: RuleBook,
+    recheck: Duration,
+}
+
+impl CompiledPolicy {
+    /// Compiles the configured policy; on failure returns every problem there is.
+    ///
+    /// An empty configuration compiles and denies everything.
+    pub fn compile(config: &PolicyConfig) -> Result<Self, Vec<PolicyError>> {
+        with_stack(|| {
+            let compiled = Self { book: RuleBook::build(config)?, recheck: config.recheck };
+            compiled.self_test().map_err(|problem| vec![problem])?;
+            Ok(compiled)
+        })
+    }
+
+    /// Decides one question that must be allowed, with the schema and on the stack that real
+    /// decisions use. Runs at load, so an engine that denies everything is noticed there.
+    pub fn self_test(&self) -> Result<(), PolicyError> {
+        with_stack(|| self.probe()).map_err(|error| PolicyError::Engine(error.to_string()))
+    }
+
+    fn probe(&self) -> Result<(), CedarError> {
+        let identity = Identity::declared_volume("self-test".parse()?);
+        let (source, path) = ("self-test".parse()?, "self/test".parse()?);
+        let secret = SecretRef { source, path, version: None };
+        let response = self.ask(&SELF_TEST.parse()?, &identity, &secret, Timestamp::now())?;
+        if let Some(error) = response.diagnostics().errors().next() {
+            return Err(error.clone().into());
+        }
+        match response.decision() {
+            Decision::Allow => Ok(()),
+            Decision::Deny => Err("a policy that permits everybody denied".into()),
+        }
+    }
+
+    /// How long a decision may be relied on.
+    pub(super) fn recheck(&self) -> Duration {
+        self.recheck
+    }
+
+    /// Decides, at a wall-clock moment. Default deny, forbid wins, an evaluation error denies.
+    pub(super) fn decide(
+        &self,
+        identity: &Identity,
+        secret: &SecretRef,
+        at: Timestamp,
+    ) -> Result<Permit, Denied> {
+        let response = with_stack(|| self.ask(&self.book.policies, identity, secret, at));
+        match response {
+            Ok(response) => self.judge(&response, identity, secret),
+            Err(error) => Err(Denied {
+                rule: None,
+                reason: format!("the question could not be put to the policy engine: {error}"),
+            }),
+        }
+    }
+
+    fn ask(
+        &self,
+        policies: &PolicySet,
+        identity: &Identity,
+        secret: &SecretRef,
+        at: Timestamp,
+    ) -> Result<Response, CedarError> {
+        let covering = self.covering(secret).map(|rule| &rule.name);
+        let (request, entities) = self.book.vocabulary.question(identity, secret, covering, at)?;
+        Ok(Authorizer::new().is_authorized(&request, policies, &entities))
+    }
+
+    fn judge(
+        &self,
+        response: &Response,
+        identity: &Identity,
+        secret: &SecretRef,
+    ) -> Result<Permit, Denied> {
+        let diagnostics = response.diagnostics();
+        if let Some(error) = diagnostics.errors().next() {
+            let cedar_policy::AuthorizationError::PolicyEvaluationError(error) = error;
+            let rule = self.rule(error.policy_id()).map(|rule| rule.name.clone());
+            let reason = format!("a rule could not be evaluated: {}", error.inner());
+            return Err(Denied { rule, reason });
+        }
+        let determining = self.determining(response);
+        match (response.decision(), determining.first()) {
+            (Decision::Allow, Some(first)) => {
+                let shared = determining.iter().all(|rule| rule.share == Share::Agent);
+                let share = if shared { Share::Agent } else { Share::Consumer };
+                Ok(Permit { rule: first.name.clone(), share })
+            }
+            (Decision::Allow, None) => {
+                Err(Denied { rule: None, reason: "the engine named no rule".to_owned() })
+            }
+            (Decision::Deny, Some(forbid)) => Err(Denied {
+                rule: Some(forbid.name.clone()),
+                reason: format!("rule '{}' forbids {identity} to read {secret}", forbid.name),
+            }),
+            (Decision::Deny, None) => Err(self.default_deny(identity, secret)),
+        }
+    }
+
+    fn default_deny(&self, identity: &Identity, secret: &SecretRef) -> Denied {
+        let covering: Vec<&str> = self.covering(secret).map(|rule| rule.name.as_str()).collect();
+        let hint = if covering.is_empty() {
+            "no grant covers the path".to_owned()
+        } else {
+            let proof = identity.strength();
+            format!(
+                "covered by {}, but who, condition or proof ({proof}) did not match",
+                covering.join(", ")
+            )
+        };
+        let reason = format!("no rule permits {identity} to read {secret}: {hint}");
+        Denied { rule: None, reason }
+    }
+
+    fn covering<'a>(&'a self, secret: &'a SecretRef) -> impl Iterator<Item = &'a Rule> {
+        self.book.rules.iter().filter(|rule| rule.covers(secret))
+    }
+
+    /// The rules that decided, in the order of the configuration.
+    fn determining(&self, response: &Response) -> Vec<&Rule> {
+        let ids: Vec<&str> = response.diagnostics().reason().map(AsRef::as_ref).collect();
+        self.book.rules.iter().filter(|rule| ids.contains(&rule.name.as_str())).collect()
+    }
+
+    fn rule(&self, id: &cedar_policy::PolicyId) -> Option<&Rule> {
+        let id: &str = id.as_ref();
+        let name: RuleName = id.parse().ok()?;
+        self.book.rules.iter().find(|rule| rule.name == name)
+    }
+}
+
+fn with_stack<R>(work: impl FnOnce() -> R) -> R {
+    stacker::maybe_grow(STACK_BYTES_MIN, STACK_BYTES_NEW, work)
+}

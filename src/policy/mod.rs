@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::clock::BootInstant;
@@ -12,11 +13,16 @@ use crate::identity::Identity;
 
 mod engine;
 mod grants;
+mod rules;
+mod schema;
+#[cfg(test)]
+mod tests;
 
-pub use engine::{CompiledPolicy, PolicyError};
-pub use grants::{GrantConfig, PolicyConfig, Share, Who};
+pub use engine::CompiledPolicy;
+pub use grants::{CedarFile, Effect, GrantConfig, PolicyConfig, Share, Who};
+pub use rules::PolicyError;
 
-/// Proof that policy allows this identity this secret, until a time and under one policy generation.
+/// Proof that policy allows this identity this secret, until a time and under one generation.
 #[derive(Debug, Clone)]
 pub struct Authorized {
     identity: Identity,
@@ -78,6 +84,13 @@ pub struct Denied {
     pub reason: String,
 }
 
+/// What a positive decision says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Permit {
+    rule: RuleName,
+    share: Share,
+}
+
 /// The current policy, replaceable at run time. Cheap to clone.
 #[derive(Clone)]
 pub struct Policy {
@@ -93,9 +106,7 @@ impl Policy {
             generation: Arc::new(watch::Sender::new(1)),
         }
     }
-}
 
-impl Policy {
     /// Decides. `now` bounds the proof's life; conditions on time use the wall clock inside.
     pub fn authorize(
         &self,
@@ -103,7 +114,20 @@ impl Policy {
         secret: &SecretRef,
         now: BootInstant,
     ) -> Result<Authorized, Denied> {
-        todo!()
+        // The generation first: if a replacement comes between the two reads, the proof carries
+        // the older number and does not hold.
+        let generation = *self.generation.borrow();
+        let policy = self.current.load();
+        let permit = policy.decide(identity, secret, Timestamp::now())?;
+        Ok(Authorized {
+            identity: identity.clone(),
+            secret: secret.clone(),
+            login: LoginIdentity::Agent,
+            share: permit.share,
+            rule: permit.rule,
+            generation,
+            valid_until: now + policy.recheck(),
+        })
     }
 
     /// Whether a proof made earlier still holds, without deciding again.

@@ -1,0 +1,213 @@
+//! One line of the log: the closed set of fields that `docs/audit.md` documents.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::AuditEvent;
+use crate::domain::SecretRef;
+use crate::identity::Identity;
+
+/// Encodes one record, line end included. A chain over the lines would add its link here.
+pub(super) fn encode(at: Timestamp, seq: u64, instance: &str, event: &AuditEvent) -> Vec<u8> {
+    let line = Line { time: format!("{at:.6}"), seq, instance, body: Body::from(event) };
+    let mut bytes = serde_json::to_vec(&line).expect("strings, numbers and booleans always encode");
+    bytes.push(b'\n');
+    bytes
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    /// RFC 3339, UTC.
+    time: String,
+    seq: u64,
+    instance: &'a str,
+    #[serde(flatten)]
+    body: Body<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Body<'a> {
+    Decision {
+        #[serde(flatten)]
+        caller: Caller,
+        #[serde(flatten)]
+        secret: Secret<'a>,
+        allowed: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rule: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+    },
+    Upstream {
+        action: &'a str,
+        source: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        path: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<u64>,
+        outcome: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        subject_mac: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+    },
+    Served {
+        #[serde(flatten)]
+        caller: Caller,
+        #[serde(flatten)]
+        secret: Secret<'a>,
+        served: u64,
+    },
+    Volume {
+        volume: &'a str,
+        action: &'a str,
+        revision: &'a str,
+    },
+    Lifecycle {
+        message: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+struct Caller {
+    identity: String,
+    listener: String,
+    proof: String,
+}
+
+#[derive(Serialize)]
+struct Secret<'a> {
+    source: &'a str,
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u64>,
+}
+
+impl<'a> From<&'a AuditEvent> for Body<'a> {
+    fn from(event: &'a AuditEvent) -> Self {
+        match event {
+            AuditEvent::Decision { identity, secret, allowed, rule, reason } => Self::Decision {
+                caller: identity.into(),
+                secret: secret.into(),
+                allowed: *allowed,
+                rule: rule.as_ref().map(|rule| rule.as_str()),
+                reason: reason.as_deref(),
+            },
+            AuditEvent::Upstream { action, source, secret, outcome, subject_mac, request_id } => {
+                let secret = secret.as_ref().map(Secret::from);
+                Self::Upstream {
+                    action,
+                    source: source.as_str(),
+                    path: secret.as_ref().map(|secret| secret.path),
+                    version: secret.as_ref().and_then(|secret| secret.version),
+                    outcome,
+                    subject_mac: subject_mac.as_deref(),
+                    request_id: request_id.as_deref(),
+                }
+            }
+            AuditEvent::Served { identity, secret, count } => {
+                Self::Served { caller: identity.into(), secret: secret.into(), served: *count }
+            }
+            AuditEvent::Volume { volume, action, revision } => {
+                Self::Volume { volume: volume.as_str(), action, revision }
+            }
+            AuditEvent::Lifecycle { message } => Self::Lifecycle { message },
+        }
+    }
+}
+
+impl From<&Identity> for Caller {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            identity: identity.to_string(),
+            listener: identity.listener().to_string(),
+            proof: identity.strength().to_string(),
+        }
+    }
+}
+
+impl<'a> From<&'a SecretRef> for Secret<'a> {
+    fn from(secret: &'a SecretRef) -> Self {
+        Self {
+            source: secret.source.as_str(),
+            path: secret.path.as_str(),
+            version: secret.version.map(std::num::NonZeroU64::get),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// One event of each kind with every field set.
+    fn samples() -> Vec<AuditEvent> {
+        let identity = Identity::declared_volume("shop".parse().unwrap());
+        let secret = SecretRef {
+            source: "vault".parse().unwrap(),
+            path: "secret/data/a".parse().unwrap(),
+            version: std::num::NonZeroU64::new(3),
+        };
+        vec![
+            AuditEvent::Decision {
+                identity: identity.clone(),
+                secret: secret.clone(),
+                allowed: false,
+                rule: Some("shop".parse().unwrap()),
+                reason: Some("two\nlines".to_owned()),
+            },
+            AuditEvent::Upstream {
+                action: "fetch",
+                source: "vault".parse().unwrap(),
+                secret: Some(secret.clone()),
+                outcome: "ok".to_owned(),
+                subject_mac: Some("ab".to_owned()),
+                request_id: Some("r".to_owned()),
+            },
+            AuditEvent::Served { identity, secret, count: 7 },
+            AuditEvent::Volume {
+                volume: "shop".parse().unwrap(),
+                action: "published",
+                revision: "..2026".to_owned(),
+            },
+            AuditEvent::Lifecycle { message: "started".to_owned() },
+        ]
+    }
+
+    #[test]
+    fn every_field_is_in_the_documented_table_and_the_table_has_no_other() {
+        let mut in_code = BTreeSet::new();
+        for event in samples() {
+            let line = encode(Timestamp::UNIX_EPOCH, 1, "i", &event);
+            let line: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_slice(&line).unwrap();
+            let kind = line["event"].as_str().unwrap().to_owned();
+            in_code.extend(line.keys().map(|field| (kind.clone(), field.clone())));
+        }
+        let kinds: BTreeSet<String> = in_code.iter().map(|(kind, _)| kind.clone()).collect();
+        let mut documented = BTreeSet::new();
+        let rows = include_str!("../../docs/audit.md").lines().filter(|row| row.starts_with("| `"));
+        for row in rows {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let field = cells[1].trim_matches('`');
+            let of: Vec<&str> = match cells[2] {
+                "all" => kinds.iter().map(String::as_str).collect(),
+                some => some.split(", ").collect(),
+            };
+            documented.extend(of.into_iter().map(|kind| (kind.to_owned(), field.to_owned())));
+        }
+        assert_eq!(in_code, documented);
+    }
+
+    #[test]
+    fn a_line_is_one_line_whatever_the_text_in_it() {
+        for event in samples() {
+            let line = encode(Timestamp::UNIX_EPOCH, 1, "i", &event);
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert!(line.ends_with(b"}\n"));
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Who read what and what we did upstream: one JSON line per decision and per upstream action.
+//!
+//! Identities and paths in clear; tokens and lease ids only as keyed HMAC-SHA256; values never.
+//! No audit means no *new* secret: callers check the result of [`Audit::record`] before serving.
+//! Renewals, ends and wipes are never blocked by it. The fields are listed in `docs/audit.md`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
+use sha2::Sha256;
+use tokio::sync::{Notify, mpsc};
+use zeroize::Zeroizing;
+
+use crate::domain::{LeaseId, RuleName, SecretRef, Token};
+use crate::identity::Identity;
+
+mod line;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use writer::AuditWriter;
+
+/// Records waiting for the writer. Decisions are per connection and key, not per read, so this is
+/// seconds of a busy node; when it is full, new secrets wait.
+const QUEUE_RECORDS_MAX: usize = 1024;
+
+/// Where the log goes.
+#[derive(Debug, Clone)]
+pub struct AuditConfig {
+    /// Where lines are written.
+    pub output: Output,
+    /// Whether deliveries record every single read instead of summaries.
+    pub per_read: bool,
+}
+
+/// Where lines are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output, for a container's log collection.
+    Stdout,
+    /// A file, created with mode 0600; a symbolic link in its place is refused.
+    File(PathBuf),
+}
+
+/// The log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The file could not be opened for appending.
+    #[error(
+        "cannot append to the audit file '{}'; create its directory, or correct [audit] file",
+        path.display()
+    )]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A device, socket or pipe.
+    #[error(
+        "the audit file '{}' is not a regular file; name one, or use output = \"stdout\"",
+        path.display()
+    )]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Standard output is closed.
+    #[error("cannot use standard output for the audit log")]
+    Stdout(#[source] std::io::Error),
+    /// The kernel gave no random bytes.
+    #[error("cannot draw a key for the audit log: {0}")]
+    Random(getrandom::Error),
+}
+
+/// The audit log cannot take records: full queue or failed writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("audit log is not accepting records; no new secret is served until it does")]
+pub struct AuditDown;
+
+/// What happened. Closed on purpose: a new kind is a reviewed change.
+#[derive(Debug, Clone)]
+pub enum AuditEvent {
+    /// Policy decided about a caller.
+    Decision {
+        /// Who asked.
+        identity: Identity,
+        /// What for.
+        secret: SecretRef,
+        /// Whether it was allowed.
+        allowed: bool,
+        /// The deciding rule, `None` for default deny.
+        rule: Option<RuleName>,
+        /// Why it was denied, for operators.
+        reason: Option<String>,
+    },
+    /// We did something upstream: login, fetch, renew-lease, revoke-lease, renew-token,
+    /// end-session.
+    Upstream {
+        /// The action's name.
+        action: &'static str,
+        /// The source.
+        source: crate::domain::SourceName,
+        /// The secret, when one was concerned.
+        secret: Option<SecretRef>,
+        /// `ok`, or the error class.
+        outcome: String,
+        /// Keyed HMAC of the lease id or token concerned.
+        subject_mac: Option<String>,
+        /// Vault's request id.
+        request_id: Option<String>,
+    },
+    /// Hits served from the snapshot since the last summary, per identity and secret.
+    Served {
+        /// Who.
+        identity: Identity,
+        /// What.
+        secret: SecretRef,
+        /// How often.
+        count: u64,
+    },
+    /// A volume published a revision or removed its files.
+    Volume {
+        /// The volume.
+        volume: crate::domain::VolumeName,
+        /// `published`, `removed`.
+        action: &'static str,
+        /// The revision's name.
+        revision: String,
+    },
+    /// Start, stop, configuration reload.
+    Lifecycle {
+        /// What happened.
+        message: String,
+    },
+}
+
+/// Handle to the audit writer. Cheap to clone.
+#[derive(Clone)]
+pub struct Audit {
+    queue: mpsc::Sender<Record>,
+    shared: Arc<Shared>,
+}
+
+/// An event and when it happened; numbers are given where lines are written.
+struct Record {
+    at: Timestamp,
+    event: AuditEvent,
+}
+
+/// What the handles and the writer both see.
+struct Shared {
+    /// Names this process in every line.
+    instance: String,
+    key: Zeroizing<[u8; 32]>,
+    per_read: bool,
+    /// The last write failed.
+    failed: AtomicBool,
+    /// Records that did not fit into the queue since the last line that said so.
+    lost: AtomicU64,
+    reopen: Notify,
+}
+
+impl Audit {
+    /// Opens the output. The writer must be run, or records are only taken until the queue is full.
+    pub fn open(config: AuditConfig) -> Result<(Self, AuditWriter), AuditError> {
+        Self::with_sink(sink::Sink::open(&config.output)?, config.per_read)
+    }
+
+    fn with_sink(sink: sink::Sink, per_read: bool) -> Result<(Self, AuditWriter), AuditError> {
+        let mut key = Zeroizing::new([0; 32]);
+        getrandom::fill(key.as_mut_slice()).map_err(AuditError::Random)?;
+        let instance = format!("{:016x}", getrandom::u64().map_err(AuditError::Random)?);
+        let (queue, records) = mpsc::channel(QUEUE_RECORDS_MAX);
+        let shared = Arc::new(Shared {
+            instance,
+            key,
+            per_read,
+            failed: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
+            reopen: Notify::new(),
+        });
+        let writer = AuditWriter::new(records, Arc::clone(&shared), sink);
+        Ok((Self { queue, shared }, writer))
+    }
+
+    /// Queues a record; an error means nothing new may be served.
+    ///
+    /// Never waits. While the output fails, records are still kept as long as they fit.
+    pub fn record(&self, event: AuditEvent) -> Result<(), AuditDown> {
+        if self.queue.try_send(Record { at: Timestamp::now(), event }).is_err() {
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+            return Err(AuditDown);
+        }
+        if self.shared.failed.load(Ordering::Relaxed) { Err(AuditDown) } else { Ok(()) }
+    }
+
+    /// Whether records are being taken right now.
+    pub fn is_healthy(&self) -> bool {
+        let failed = self.shared.failed.load(Ordering::Relaxed);
+        !failed && !self.queue.is_closed() && self.queue.capacity() > 0
+    }
+
+    /// Whether each read is to be recorded as [`AuditEvent::Served`] with a count of one.
+    pub fn per_read(&self) -> bool {
+        self.shared.per_read
+    }
+
+    /// Opens the file anew, after it was renamed for rotation. Lines go to the old file until the
+    /// new one is open; without a file this does nothing.
+    pub fn reopen(&self) {
+        self.shared.reopen.notify_one();
+    }
+
+    /// Keyed HMAC of a lease id, hex. Equal ids have equal MACs within this process only.
+    pub fn mac_lease(&self, lease: &LeaseId) -> String {
+        self.shared.mac(lease.expose())
+    }
+
+    /// Keyed HMAC of a token, hex. Equal tokens have equal MACs within this process only.
+    pub fn mac_token(&self, token: &Token) -> String {
+        self.shared.mac(token.expose())
+    }
+}
+
+impl Shared {
+    fn mac(&self, text: &str) -> String {
+        let key = self.key.as_slice();
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+        mac.update(text.as_bytes());
+        mac.finalize().into_bytes().iter().fold(String::new(), |mut hex, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}

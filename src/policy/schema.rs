@@ -1,0 +1,170 @@
+//! What Cedar is told about the world: the schema, and a caller, secret and moment in its terms.
+//!
+//! | entity | id | attributes | parents |
+//! |---|---|---|---|
+//! | `HostUser` | uid | `uid`, `gids` | its `Group`s |
+//! | `Volume` | name | `name` | |
+//! | `Secret` | `source:path` | `source`, `path` | the `PathSet`s that match it |
+//!
+//! A `PathSet` has the name of a grant. Which ones match is computed here, segment by segment:
+//! Cedar's own `like` lets `*` cross a `/`.
+
+use std::collections::{HashMap, HashSet};
+
+use cedar_policy::{
+    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
+    Schema,
+};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::domain::{RuleName, SecretRef};
+use crate::identity::{Identity, ProofStrength, Subject};
+
+const ENTITIES: &str = r#"
+entity Group;
+entity HostUser in [Group] = { "uid": Long, "gids": Set<Long> };
+entity Volume = { "name": String };
+entity Secret in [PathSet] = { "source": String, "path": String };
+action "read" appliesTo {
+    principal: [HostUser, Volume],
+    resource: [Secret],
+    context: {
+        "now": datetime,
+        "hour": Long,
+        "weekday": Long,
+        "listener": String,
+        "proof": String,
+        "proofs": Set<String>,
+    },
+};
+"#;
+
+/// Every proof, weakest first: a caller has `proofs` up to and including its own.
+const PROOFS: [ProofStrength; 3] =
+    [ProofStrength::PeerCred, ProofStrength::PidFd, ProofStrength::Declared];
+
+/// Why Cedar could not be given something; always a defect of ours, and always a denial.
+pub(super) type CedarError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The schema and the ids that every request needs, parsed once.
+pub(super) struct Vocabulary {
+    schema: Schema,
+    read: EntityUid,
+    group: EntityTypeName,
+    host_user: EntityTypeName,
+    volume: EntityTypeName,
+    secret: EntityTypeName,
+    path_set: EntityTypeName,
+}
+
+impl Vocabulary {
+    /// The schema in which exactly the path sets of `grants` exist, so that a misspelt one in a
+    /// Cedar file is refused at load.
+    pub(super) fn new<'a>(grants: impl Iterator<Item = &'a RuleName>) -> Result<Self, CedarError> {
+        let names: Vec<String> = grants.map(|name| format!("\"{name}\"")).collect();
+        let path_set = match names.as_slice() {
+            [] => "entity PathSet;".to_owned(),
+            names => format!("entity PathSet enum [{}];", names.join(", ")),
+        };
+        let (schema, _) = Schema::from_cedarschema_str(&format!("{path_set}{ENTITIES}"))?;
+        Ok(Self {
+            schema,
+            read: "Action::\"read\"".parse()?,
+            group: "Group".parse()?,
+            host_user: "HostUser".parse()?,
+            volume: "Volume".parse()?,
+            secret: "Secret".parse()?,
+            path_set: "PathSet".parse()?,
+        })
+    }
+
+    /// The schema policies are validated against.
+    pub(super) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Puts one question: may `identity` read `secret`, which lies in `path_sets`, at this moment?
+    pub(super) fn question<'a>(
+        &self,
+        identity: &Identity,
+        secret: &SecretRef,
+        path_sets: impl Iterator<Item = &'a RuleName>,
+        at: Timestamp,
+    ) -> Result<(Request, Entities), CedarError> {
+        let principal = self.principal(identity.subject())?;
+        let resource = self.resource(secret, path_sets)?;
+        let request = Request::new(
+            principal.uid(),
+            self.read.clone(),
+            resource.uid(),
+            context(identity, at)?,
+            Some(&self.schema),
+        )?;
+        let entities = Entities::from_entities([principal, resource], Some(&self.schema))?;
+        Ok((request, entities))
+    }
+
+    fn principal(&self, subject: &Subject) -> Result<Entity, CedarError> {
+        let entity = match subject {
+            Subject::HostUser { uid, gids } => {
+                let long = |id: u32| RestrictedExpression::new_long(i64::from(id));
+                let groups = gids.iter().map(|gid| self.uid(&self.group, &gid.to_string()));
+                let attributes = HashMap::from([
+                    ("uid".to_owned(), long(*uid)),
+                    (
+                        "gids".to_owned(),
+                        RestrictedExpression::new_set(gids.iter().map(|gid| long(*gid))),
+                    ),
+                ]);
+                let id = self.uid(&self.host_user, &uid.to_string());
+                Entity::new(id, attributes, groups.collect())?
+            }
+            Subject::Volume(name) => {
+                let attributes = HashMap::from([("name".to_owned(), text(name.as_str()))]);
+                Entity::new(self.uid(&self.volume, name.as_str()), attributes, HashSet::new())?
+            }
+        };
+        Ok(entity)
+    }
+
+    fn resource<'a>(
+        &self,
+        secret: &SecretRef,
+        path_sets: impl Iterator<Item = &'a RuleName>,
+    ) -> Result<Entity, CedarError> {
+        let id = format!("{}:{}", secret.source, secret.path);
+        let attributes = HashMap::from([
+            ("source".to_owned(), text(secret.source.as_str())),
+            ("path".to_owned(), text(secret.path.as_str())),
+        ]);
+        let parents = path_sets.map(|name| self.uid(&self.path_set, name.as_str())).collect();
+        Ok(Entity::new(self.uid(&self.secret, &id), attributes, parents)?)
+    }
+
+    fn uid(&self, kind: &EntityTypeName, id: &str) -> EntityUid {
+        EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+    }
+}
+
+fn context(identity: &Identity, at: Timestamp) -> Result<Context, CedarError> {
+    let utc = at.to_zoned(TimeZone::UTC);
+    let proofs = PROOFS.into_iter().filter(|proof| *proof <= identity.strength());
+    let pairs = [
+        ("now", RestrictedExpression::new_datetime(format!("{at:.3}"))),
+        ("hour", RestrictedExpression::new_long(i64::from(utc.hour()))),
+        // ISO 8601: Monday is 1, Sunday is 7.
+        (
+            "weekday",
+            RestrictedExpression::new_long(i64::from(utc.weekday().to_monday_one_offset())),
+        ),
+        ("listener", text(&identity.listener().to_string())),
+        ("proof", text(&identity.strength().to_string())),
+        ("proofs", RestrictedExpression::new_set(proofs.map(|proof| text(&proof.to_string())))),
+    ];
+    Ok(Context::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value)))?)
+}
+
+fn text(value: &str) -> RestrictedExpression {
+    RestrictedExpression::new_string(value.to_owned())
+}
