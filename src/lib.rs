@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod broker;
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod identity;
 pub mod policy;
