@@ -1,1 +1,7 @@
-fn main() {}
+//! The `secrets-broker` binary: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    secrets_broker::cli::main()
+}

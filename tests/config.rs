@@ -28,7 +28,7 @@ fn parse(text: &str) -> Result<Config, Vec<Problem>> {
         _ => None,
     };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    let host = Host { variable: &variable, read: &read, open: &open, now };
+    let host = Host { variable: &variable, read: &read, open: &open, uid: 0, gid: 0, now };
     Config::parse(text, "broker.toml", &host).map_err(|error| error.problems)
 }
 
@@ -75,7 +75,7 @@ fn the_example_with_everything_uncommented_is_valid_and_uses_every_part() {
     assert_eq!(config.volumes[0].items.len(), 4);
     assert!(config.encryption.is_some());
     assert_eq!(config.volumes[0].items[1].ownership.mode, 0o400);
-    assert_eq!(config.volumes[0].defaults.uid, Some(1007));
+    assert_eq!(config.volumes[0].defaults.uid, 1007);
 }
 
 /// One bad input: what is added to [`VAULT`], the line counted from the addition's first one, the
@@ -153,7 +153,7 @@ fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
             "[policy]\ncedar_file = \"/missing\"",
             2,
             "policy.cedar_file",
-            "cannot open /missing",
+            "cannot read /missing",
             "create",
         ),
         ("[agent]\nlog = \"ENC:00:00:00\"", 2, "agent.log", "no key is configured", "[encryption]"),
@@ -163,7 +163,7 @@ fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
             2,
             "encryption.key_env",
             "is not set",
-            "64 hex digits",
+            "--generate-key",
         ),
     ]);
 }

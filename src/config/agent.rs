@@ -63,7 +63,7 @@ pub(super) fn sockets(root: &Section, runtime_dir: &Path) -> SocketsConfig {
     section.finish();
     SocketsConfig {
         operator: OperatorSocket { path: operator_path },
-        host: enabled.then_some(HostSocket { path: host_path, mode, gid }),
+        host: HostSocket { enabled, path: host_path, mode, gid },
     }
 }
 
@@ -85,14 +85,16 @@ pub(super) fn audit(root: &Section) -> AuditSettings {
 pub(super) fn socket_limits(limits: &Section) -> SocketLimits {
     let bytes = |name, default| usize::try_from(limits.size(name, default)).unwrap_or(usize::MAX);
     let count = |name, default| limits.count(name, default) as usize;
+    let time = |name, default| limits.positive_duration(name, Duration::from_secs(default));
     let socket_limits = SocketLimits {
         connections: count("connections", 512),
         connections_per_user: count("connections_per_user", 128),
         requests_per_second_per_user: limits.count("requests_per_second_per_user", 5000),
-        request_header_bytes: bytes("request_header_bytes", 16 * 1024),
-        request_body_bytes: bytes("request_body_bytes", 64 * 1024),
-        request_header_timeout: limits
-            .positive_duration("request_header_timeout", Duration::from_secs(5)),
+        header_bytes: bytes("request_header_bytes", 16 * 1024),
+        body_bytes: bytes("request_body_bytes", 64 * 1024),
+        header_timeout: time("request_header_timeout", 5),
+        idle_timeout: time("idle_timeout", 60),
+        write_timeout: time("write_timeout", 10),
     };
     if socket_limits.connections_per_user > socket_limits.connections {
         let message = format!(
@@ -105,7 +107,7 @@ pub(super) fn socket_limits(limits: &Section) -> SocketLimits {
             "lower connections_per_user or raise connections",
         );
     }
-    if socket_limits.request_header_bytes < 8 * 1024 {
+    if socket_limits.header_bytes < 8 * 1024 {
         let message = "request_header_bytes is below 8KiB, which the HTTP library needs";
         limits.problem_at("request_header_bytes", message, "write \"8KiB\" or more");
     }

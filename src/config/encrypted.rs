@@ -21,7 +21,7 @@ pub(super) fn key_source(section: &Section) -> Option<KeySource> {
         let path = file.absolute_path()?;
         file.can_be_opened(
             &path,
-            "create it (secrets-broker encrypt --help), or correct the path",
+            "create it with: secrets-broker encrypt --generate-key, or correct the path",
         )?;
         return Some(KeySource::File(path));
     }
@@ -30,7 +30,7 @@ pub(super) fn key_source(section: &Section) -> Option<KeySource> {
     if (variable.document().host.variable)(&name).is_none() {
         variable.problem(
             format!("the environment variable {name:?} is not set"),
-            "set it to the 64 hex digits of the key, or use key_file",
+            "set it to the key (secrets-broker encrypt --generate-key), or use key_file",
         );
         return None;
     }

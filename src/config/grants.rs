@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::accounts;
 use crate::config::document::{Document, Section, suggestion};
 use crate::config::field::Field;
-use crate::config::settings::{Effect, GrantSettings, PolicySettings, WhoSettings};
+use crate::config::settings::{CedarFile, Effect, GrantSettings, PolicySettings, WhoSettings};
 use crate::config::sources::Sources;
 use crate::config::volumes::Volumes;
 use crate::domain::RuleName;
@@ -15,14 +15,24 @@ use crate::policy::Share;
 /// `forbid_grace`, which volumes take over, and the policy without its grants.
 pub(super) fn policy(root: &Section) -> (Duration, PolicySettings) {
     let section = root.section("policy");
-    let cedar_file = section.get("cedar_file").and_then(|field| {
-        let path = field.absolute_path()?;
-        field.can_be_opened(&path, "create the file, or remove the key").map(|()| path)
-    });
+    let cedar = section.get("cedar_file").and_then(|field| cedar(&field));
     let recheck = section.positive_duration("recheck", Duration::from_secs(60));
     let forbid_grace = section.duration("forbid_grace", Duration::from_secs(60));
     section.finish();
-    (forbid_grace, PolicySettings { grants: Vec::new(), cedar_file, recheck })
+    (forbid_grace, PolicySettings { grants: Vec::new(), cedar, recheck })
+}
+
+fn cedar(field: &Field) -> Option<CedarFile> {
+    let path = field.absolute_path()?;
+    let bytes = field.readable(&path, "create the file, or remove the key")?;
+    let name = path.display().to_string();
+    match String::from_utf8(bytes) {
+        Ok(text) => Some(CedarFile { name, text }),
+        Err(_) => {
+            field.problem(format!("{name} is not UTF-8 text"), "name a file of Cedar policies");
+            None
+        }
+    }
 }
 
 pub(super) fn read(
@@ -73,7 +83,7 @@ fn grant(section: &Section, sources: &Sources, volumes: &Volumes) -> Option<Gran
         section.problem_at("share", "a rule that forbids shares nothing", "remove share");
     }
     let proofs = [("pidfd", ProofStrength::PidFd), ("peercred", ProofStrength::PeerCred)];
-    let min_proof = section.get("min_proof").and_then(|field| field.choice(&proofs));
+    let min_proof = section.choice("min_proof", ProofStrength::PeerCred, &proofs);
     let when = section.get("when").and_then(|field| field.text());
     section.finish();
     let share = if shared { Share::Agent } else { Share::Consumer };

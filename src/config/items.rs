@@ -1,8 +1,10 @@
 //! `[[volumes.items]]`: which of the four forms an item has, and its file name and format.
 
+use std::collections::BTreeMap;
+
 use crate::config::document::Section;
 use crate::config::field::Field;
-use crate::config::settings::{Content, Format, ItemSettings, Ownership};
+use crate::config::settings::{FileOwnership, Format, ItemContent, ItemSettings};
 use crate::config::sources::Sources;
 use crate::config::volumes::ownership;
 use crate::domain::{SourceName, Spelling};
@@ -18,7 +20,11 @@ const FORMATS: [(&str, Format); 5] = [
     ("raw", Format::Raw),
 ];
 
-pub(super) fn read(volume: &Section, sources: &Sources, defaults: Ownership) -> Vec<ItemSettings> {
+pub(super) fn read(
+    volume: &Section,
+    sources: &Sources,
+    defaults: FileOwnership,
+) -> Vec<ItemSettings> {
     let sections = volume.sections("items");
     if sections.is_empty() {
         let remedy = "add [[volumes.items]] with secret = \"…\" below it";
@@ -48,7 +54,7 @@ pub(super) fn read(volume: &Section, sources: &Sources, defaults: Ownership) -> 
     items
 }
 
-impl Content {
+impl ItemContent {
     /// The name of the item's one file; `None` for a file per key.
     pub fn file(&self) -> Option<&str> {
         match self {
@@ -60,7 +66,7 @@ impl Content {
     }
 }
 
-fn content(section: &Section, sources: &Sources, source: &SourceName) -> Option<Content> {
+fn content(section: &Section, sources: &Sources, source: &SourceName) -> Option<ItemContent> {
     let (secret, keys) = (section.get("secret"), section.get("keys"));
     let path = section.get("path");
     let format = section.get("format");
@@ -82,14 +88,14 @@ fn content(section: &Section, sources: &Sources, source: &SourceName) -> Option<
                 (Some(key), path) => value(&secret, spelling, &key, path, format),
                 (None, Some(path)) => {
                     let format = file_format(&path, format)?;
-                    Some(Content::Whole { secret: spelling, file: file_name(&path)?, format })
+                    Some(ItemContent::Whole { secret: spelling, file: file_name(&path)?, format })
                 }
                 (None, None) => {
                     if let Some(format) = format {
                         let message = "format has no effect on one file per key";
                         format.problem(message, "remove it, or add path to get one file");
                     }
-                    Some(Content::EveryKey { secret: spelling })
+                    Some(ItemContent::EveryKey { secret: spelling })
                 }
             }
         }
@@ -102,7 +108,7 @@ fn value(
     key: &str,
     path: Option<Field>,
     format: Option<Field>,
-) -> Option<Content> {
+) -> Option<ItemContent> {
     if let Some(format) = format {
         if format.choice(&FORMATS)? != Format::Raw {
             let message = "one key's value is written as it is, so it has no format";
@@ -121,7 +127,7 @@ fn value(
             }
         },
     };
-    Some(Content::Value { secret, file })
+    Some(ItemContent::Value { secret, file })
 }
 
 fn composed(
@@ -131,7 +137,7 @@ fn composed(
     format: Option<Field>,
     sources: &Sources,
     source: &SourceName,
-) -> Option<Content> {
+) -> Option<ItemContent> {
     let Some(path) = path else {
         section.problem_at("path", "a composed file needs a name", "add path = \"app.properties\"");
         return None;
@@ -145,16 +151,16 @@ fn composed(
         let message = "the format raw has no names, so it takes exactly one key";
         path.problem(message, "choose json, dotenv, yaml or properties");
     }
-    let mut composed = Vec::new();
+    let mut composed = BTreeMap::new();
     for (name, field) in entries {
         let Some(spelling) = sources.spelling(&field, source) else { continue };
         if spelling.key.is_none() {
             let message = format!("{} names a whole secret", field.quoted());
             field.problem(message, "write the key behind it: \"path#key\"");
         }
-        composed.push((name.to_owned(), spelling));
+        composed.insert(name.to_owned(), spelling);
     }
-    Some(Content::Composed { file: file?, format: format?, keys: composed })
+    Some(ItemContent::Composed { keys: composed, file: file?, format: format? })
 }
 
 fn file_name(field: &Field) -> Option<String> {

@@ -31,9 +31,9 @@ mod volumes;
 
 pub use problem::{ConfigError, Problem};
 pub use settings::{
-    AgentConfig, AuditOutput, AuditSettings, Backing, Config, Content, Effect, FileAction, Format,
-    GrantSettings, HostSocket, ItemSettings, KeySource, LocalSettings, LogFormat, OnChange,
-    OperatorSocket, Ownership, PolicySettings, SocketLimits, SocketsConfig, SourceConfig,
+    AgentConfig, AuditOutput, AuditSettings, Backing, CedarFile, Config, Effect, FileOwnership,
+    Format, GrantSettings, HostSocket, ItemContent, ItemSettings, KeySource, LocalSettings, LogFormat, OnChange,
+    OnProblem, OperatorSocket, PolicySettings, SocketLimits, SocketsConfig, SourceConfig,
     VolumeSettings, WhoSettings,
 };
 
@@ -47,6 +47,10 @@ pub struct Host<'a> {
     pub read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>,
     /// Whether a file can be opened, for files whose content is not looked at here.
     pub open: &'a dyn Fn(&Path) -> io::Result<()>,
+    /// The agent's own user and group, which own what names no other.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
     /// The time certificates are judged by.
     pub now: SystemTime,
 }
@@ -58,6 +62,8 @@ impl Host<'static> {
             variable: &|name| std::env::var(name).ok(),
             read: &|path| std::fs::read(path),
             open: &|path| std::fs::File::open(path).map(drop),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
             now: SystemTime::now(),
         }
     }
@@ -104,9 +110,10 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
     limits.finish();
     let audit = agent::audit(&root);
     let (forbid_grace, policy) = grants::policy(&root);
-    let places = volumes::Surroundings::new(&agent, &sockets, forbid_grace);
+    let host = document.host;
+    let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
     let volumes = volumes::read(&root, &sources, &places);
-    let grants = grants::read(document, &root, &sources, &volumes, policy.cedar_file.is_some());
+    let grants = grants::read(document, &root, &sources, &volumes, policy.cedar.is_some());
     root.finish();
     Some(Config {
         encryption: document.key().cloned(),

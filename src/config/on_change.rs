@@ -1,23 +1,21 @@
 //! `on_change`: reload a systemd unit, send a signal or run a program when a volume changed.
 
-use rustix::process::Signal;
-
 use crate::config::document::Section;
 use crate::config::field::Field;
 use crate::config::settings::OnChange;
 
 /// Signals that programs take as "look again".
-const SIGNALS: [(&str, Signal); 7] = [
-    ("HUP", Signal::HUP),
-    ("USR1", Signal::USR1),
-    ("USR2", Signal::USR2),
-    ("WINCH", Signal::WINCH),
-    ("CONT", Signal::CONT),
-    ("INT", Signal::INT),
-    ("TERM", Signal::TERM),
+const SIGNALS: [(&str, &str); 7] = [
+    ("HUP", "HUP"),
+    ("USR1", "USR1"),
+    ("USR2", "USR2"),
+    ("WINCH", "WINCH"),
+    ("INT", "INT"),
+    ("QUIT", "QUIT"),
+    ("TERM", "TERM"),
 ];
-/// Kinds of systemd units that can be reloaded.
-const UNIT_KINDS: [&str; 3] = [".service", ".target", ".socket"];
+/// Kinds of systemd units.
+const UNIT_KINDS: [&str; 6] = [".service", ".socket", ".target", ".scope", ".timer", ".path"];
 
 pub(super) fn read(field: &Field) -> Option<OnChange> {
     let section = field.section();
@@ -58,7 +56,7 @@ fn signal(field: &Field, section: &Section) -> Option<OnChange> {
     let pid_file = section.require("pid_file", "name the file that holds the process id");
     let signal = field.choice(&SIGNALS);
     let pid_file = pid_file?.absolute_path()?;
-    Some(OnChange::Signal { signal: signal?, pid_file })
+    Some(OnChange::Signal { signal: signal?.to_owned(), pid_file })
 }
 
 fn command(field: &Field) -> Option<OnChange> {

@@ -92,8 +92,8 @@ pub struct LocalSettings {
 pub struct SocketsConfig {
     /// The operator socket.
     pub operator: OperatorSocket,
-    /// The host socket, unless it is disabled.
-    pub host: Option<HostSocket>,
+    /// The host socket.
+    pub host: HostSocket,
 }
 
 /// `[sockets.operator]`. Its directory is always 0700.
@@ -106,6 +106,8 @@ pub struct OperatorSocket {
 /// `[sockets.host]`.
 #[derive(Debug)]
 pub struct HostSocket {
+    /// Whether there is one.
+    pub enabled: bool,
     /// Where it is bound.
     pub path: PathBuf,
     /// Its mode; connecting needs the write bit.
@@ -124,11 +126,15 @@ pub struct SocketLimits {
     /// Requests of one user per second, with a burst of the same size.
     pub requests_per_second_per_user: u32,
     /// Bytes of a request's head.
-    pub request_header_bytes: usize,
+    pub header_bytes: usize,
     /// Bytes of a request's body.
-    pub request_body_bytes: usize,
+    pub body_bytes: usize,
     /// How long a client may take to send a request's head.
-    pub request_header_timeout: Duration,
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: Duration,
+    /// How long a client may take to read a reply.
+    pub write_timeout: Duration,
 }
 
 /// `[audit]`.
@@ -155,9 +161,18 @@ pub struct PolicySettings {
     /// The rules, in the order they are written.
     pub grants: Vec<GrantSettings>,
     /// More rules in Cedar's own language.
-    pub cedar_file: Option<PathBuf>,
+    pub cedar: Option<CedarFile>,
     /// How long a decision holds at most before it is made again.
     pub recheck: Duration,
+}
+
+/// A file of Cedar policies, already read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CedarFile {
+    /// The file's name, for messages.
+    pub name: String,
+    /// Its content.
+    pub text: String,
 }
 
 /// `[[grants]]`.
@@ -175,8 +190,8 @@ pub struct GrantSettings {
     pub paths: Vec<PathPattern>,
     /// Whose a dynamic credential is.
     pub share: Share,
-    /// The weakest proof of identity it accepts; `None` accepts any.
-    pub min_proof: Option<ProofStrength>,
+    /// The weakest proof of identity it accepts.
+    pub min_proof: ProofStrength,
     /// A Cedar condition.
     pub when: Option<String>,
 }
@@ -219,15 +234,15 @@ pub struct VolumeSettings {
     /// What it lies on.
     pub backing: Backing,
     /// Owner and mode of files that say nothing else, `..status.json` among them.
-    pub defaults: Ownership,
+    pub defaults: FileOwnership,
     /// Its items, at least one.
     pub items: Vec<ItemSettings>,
     /// What happens to a file past `max_stale`.
-    pub on_stale: FileAction,
+    pub on_stale: OnProblem,
     /// What happens to a file whose secret the source denies.
-    pub on_denied: FileAction,
+    pub on_denied: OnProblem,
     /// What happens to a file whose secret is no longer there.
-    pub on_gone: FileAction,
+    pub on_gone: OnProblem,
     /// How long files outlive a local rule that forbids them.
     pub forbid_grace: Duration,
     /// How long the previous revision is kept for readers that have it open.
@@ -256,11 +271,11 @@ pub enum Backing {
 
 /// Owner and mode of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ownership {
-    /// Owner; `None` is the agent's own user.
-    pub uid: Option<u32>,
-    /// Group; `None` is the agent's own group.
-    pub gid: Option<u32>,
+pub struct FileOwnership {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
     /// Permission bits.
     pub mode: u32,
 }
@@ -271,14 +286,14 @@ pub struct ItemSettings {
     /// The source of all its secrets.
     pub source: SourceName,
     /// What is written where.
-    pub content: Content,
+    pub content: ItemContent,
     /// Owner and mode of its files, the volume's defaults applied.
-    pub ownership: Ownership,
+    pub ownership: FileOwnership,
 }
 
 /// What an item writes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum ItemContent {
     /// A file per key, named as the key.
     EveryKey {
         /// The secret, without a key.
@@ -302,12 +317,12 @@ pub enum Content {
     },
     /// Keys of several secrets in one file.
     Composed {
+        /// Name in the file and the secret with its key.
+        keys: BTreeMap<String, Spelling>,
         /// The file's name.
         file: String,
         /// How keys and values are written.
         format: Format,
-        /// Name in the file and the secret with its key, in name order.
-        keys: Vec<(String, Spelling)>,
     },
 }
 
@@ -328,7 +343,7 @@ pub enum Format {
 
 /// What happens to a file that can no longer be kept current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileAction {
+pub enum OnProblem {
     /// It stays, marked in status and `..status.json`.
     Keep,
     /// It is overwritten and removed.
@@ -342,8 +357,8 @@ pub enum OnChange {
     SystemdReload(String),
     /// A signal to the process a file names.
     Signal {
-        /// Which signal.
-        signal: rustix::process::Signal,
+        /// Its name without `SIG`: `HUP`.
+        signal: String,
         /// The file with the process id.
         pid_file: PathBuf,
     },

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::config::document::{Place, Section};
 use crate::config::settings::{
-    AgentConfig, Backing, FileAction, Ownership, SocketsConfig, VolumeSettings,
+    AgentConfig, Backing, FileOwnership, OnProblem, SocketsConfig, VolumeSettings,
 };
 use crate::config::sources::Sources;
-use crate::config::{accounts, items, on_change};
+use crate::config::{Host, accounts, items, on_change};
 use crate::domain::VolumeName;
 
 /// Permission bits a secret file may have: nobody but the agent writes it.
@@ -48,6 +48,8 @@ const SYSTEM_TREES: [&str; 9] =
 
 /// What volumes must keep clear of, and what they take over from `[policy]`.
 pub(super) struct Surroundings {
+    /// Owner and mode of files that nothing else is said about.
+    ownership: FileOwnership,
     runtime_dir: PathBuf,
     operator_dir: PathBuf,
     sockets: Vec<PathBuf>,
@@ -56,16 +58,17 @@ pub(super) struct Surroundings {
 
 impl Surroundings {
     pub(super) fn new(
+        host: &Host,
         agent: &AgentConfig,
         sockets: &SocketsConfig,
         forbid_grace: Duration,
     ) -> Self {
         let operator = &sockets.operator.path;
-        let host = sockets.host.iter().map(|host| host.path.clone());
         Self {
+            ownership: FileOwnership { uid: host.uid, gid: host.gid, mode: 0o400 },
             runtime_dir: agent.runtime_dir.clone(),
             operator_dir: operator.parent().unwrap_or(operator).to_owned(),
-            sockets: host.chain([operator.clone()]).collect(),
+            sockets: vec![sockets.host.path.clone(), operator.clone()],
             forbid_grace,
         }
     }
@@ -149,11 +152,10 @@ fn volume(
     path: Option<PathBuf>,
 ) -> Option<VolumeSettings> {
     let backing = backing(section);
-    let agents_own = Ownership { uid: None, gid: None, mode: 0o400 };
-    let defaults = ownership(section, agents_own);
+    let defaults = ownership(section, surroundings.ownership);
     let items = items::read(section, sources, defaults);
-    let actions = [("keep", FileAction::Keep), ("remove", FileAction::Remove)];
-    let action = |name| section.choice(name, FileAction::Keep, &actions);
+    let actions = [("keep", OnProblem::Keep), ("remove", OnProblem::Remove)];
+    let action = |name| section.choice(name, OnProblem::Keep, &actions);
     Some(VolumeSettings {
         backing,
         defaults,
@@ -161,7 +163,7 @@ fn volume(
         on_denied: action("on_denied"),
         on_gone: action("on_gone"),
         forbid_grace: section.duration("forbid_grace", surroundings.forbid_grace),
-        retire_grace: section.duration("retire_grace", Duration::from_secs(60)),
+        retire_grace: section.duration("retire_grace", Duration::from_secs(30)),
         on_change: section.get("on_change").and_then(|field| on_change::read(&field)),
         on_change_batch: section.duration("on_change_batch", Duration::from_secs(1)),
         items,
@@ -188,14 +190,14 @@ fn backing(section: &Section) -> Backing {
 }
 
 /// `owner`, `group` and `mode` of a volume or item, where `outer` counts if one is not given.
-pub(super) fn ownership(section: &Section, outer: Ownership) -> Ownership {
-    let uid = section.get("owner").and_then(|field| accounts::user(&field)).or(outer.uid);
+pub(super) fn ownership(section: &Section, outer: FileOwnership) -> FileOwnership {
+    let uid = section.get("owner").and_then(|field| accounts::user(&field)).unwrap_or(outer.uid);
     let group = section.get("group");
-    let gid = group.as_ref().and_then(accounts::group).or(outer.gid);
+    let gid = group.as_ref().and_then(accounts::group).unwrap_or(outer.gid);
     let mode = section.mode("mode", outer.mode, FILE_BITS);
     if let Some(field) = group.filter(|_| mode & 0o040 == 0) {
         let message = format!("the group cannot read files of mode {mode:04o}");
         field.warning(message, "add mode = \"0440\", or remove group");
     }
-    Ownership { uid, gid, mode }
+    FileOwnership { uid, gid, mode }
 }
