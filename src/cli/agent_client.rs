@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AgentError {
     /// Nobody listens there.
-    #[error("no agent answers on '{}'; is it running, and is this its socket (--socket)?", .0.display())]
+    #[error("no agent answers on '{}'; is it running, and is --socket right?", .0.display())]
     NoAgent(PathBuf),
     /// The agent refused; its own words.
     #[error("the agent answered {status}: {reasons}")]
@@ -54,11 +54,11 @@ async fn exchange(
     question: Question<'_>,
 ) -> Result<(StatusCode, Vec<u8>), AgentError> {
     // CONNECT: crate::delivery::socket::client::{get, post, with_query} replace this body.
-    match question {
-        Question::Get { path: _, query: _ } | Question::Post { path: _, body: _ } => {
-            Err(AgentError::NoAgent(socket.to_owned()))
-        }
-    }
+    let _unconnected = match question {
+        Question::Get { path, query } => (path, format!("{query:?}")),
+        Question::Post { path, body } => (path, body.to_string()),
+    };
+    Err(AgentError::NoAgent(socket.to_owned()))
 }
 
 fn decode<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, AgentError> {

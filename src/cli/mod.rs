@@ -50,7 +50,7 @@ enum Command {
     /// Shows how the agent and its secrets are: cause and deadlines first when something is wrong.
     #[command(after_help = EXIT_CODES)]
     Status(status::StatusArgs),
-    /// Explains one secret: lease, age, next renewal, last error, consumers, files, who may read it.
+    /// Explains one secret: lease, age, next renewal, last error, consumers, who may read it.
     #[command(after_help = EXIT_CODES)]
     Explain(explain::ExplainArgs),
     /// Has a secret fetched again now; leased ones are renewed instead.
@@ -125,10 +125,8 @@ pub fn main() -> ExitCode {
         Err(error) if output::is_closed_pipe(&error) => ExitCode::from(EXIT_OK),
         Err(error) => {
             eprintln!("error: {error:#}");
-            let no_agent = matches!(
-                error.downcast_ref(),
-                Some(agent_client::AgentError::NoAgent(_))
-            );
+            let no_agent =
+                matches!(error.downcast_ref(), Some(agent_client::AgentError::NoAgent(_)));
             ExitCode::from(if no_agent { EXIT_NO_AGENT } else { EXIT_PROBLEM })
         }
     }

@@ -1,4 +1,4 @@
-//! `status`: once, or followed; a table on a terminal, a line per change in a pipe, JSON on request.
+//! `status`: once or followed; tables on a terminal, a line per change in a pipe, or JSON.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! Whether a CA bundle can verify anything now: PEM, real certificates, not all of them over.
 
-use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use rustls::pki_types::CertificateDer;
@@ -20,9 +19,9 @@ enum Bundle {
 }
 
 /// Notes a problem for a bundle that verifies nothing, a warning for one that is partly over.
-pub(super) fn check(field: &Field, path: &Path, pem: &[u8]) {
+pub(super) fn check(field: &Field, pem: &[u8]) {
     let now = field.document().host.now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let path = path.display();
+    let path = field.quoted();
     let remedy = "put the PEM certificate of the CA that signs Vault's certificate there";
     match judge(pem, i64::try_from(now.as_secs()).unwrap_or(i64::MAX)) {
         Bundle::Usable => {}

@@ -29,7 +29,7 @@ pub(super) fn key_source(section: &Section) -> Option<KeySource> {
     let name = variable.text()?;
     if (variable.document().host.variable)(&name).is_none() {
         variable.problem(
-            format!("the environment variable {name:?} is not set"),
+            format!("no environment variable {} is set", variable.quoted()),
             "set it to the key (secrets-broker encrypt --generate-key), or use key_file",
         );
         return None;

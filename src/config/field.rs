@@ -186,7 +186,7 @@ impl<'a> Field<'a> {
         match (self.document.host.read)(path) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
-                self.problem(format!("cannot read {}: {error}", path.display()), remedy);
+                self.problem(format!("cannot read {}: {error}", self.quoted()), remedy);
                 None
             }
         }
@@ -196,7 +196,7 @@ impl<'a> Field<'a> {
     pub(super) fn can_be_opened(&self, path: &Path, remedy: &str) -> Option<()> {
         let opened = (self.document.host.open)(path);
         if let Err(error) = &opened {
-            self.problem(format!("cannot open {}: {error}", path.display()), remedy);
+            self.problem(format!("cannot open {}: {error}", self.quoted()), remedy);
         }
         opened.ok()
     }

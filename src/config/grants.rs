@@ -29,7 +29,10 @@ fn cedar(field: &Field) -> Option<CedarFile> {
     match String::from_utf8(bytes) {
         Ok(text) => Some(CedarFile { name, text }),
         Err(_) => {
-            field.problem(format!("{name} is not UTF-8 text"), "name a file of Cedar policies");
+            field.problem(
+                format!("{} is not UTF-8 text", field.quoted()),
+                "name a file of Cedar policies",
+            );
             None
         }
     }

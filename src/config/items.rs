@@ -109,12 +109,12 @@ fn value(
     path: Option<Field>,
     format: Option<Field>,
 ) -> Option<ItemContent> {
-    if let Some(format) = format {
-        if format.choice(&FORMATS)? != Format::Raw {
-            let message = "one key's value is written as it is, so it has no format";
-            format.problem(message, "remove format, or use keys = { … } to format it");
-            return None;
-        }
+    if let Some(format) = format
+        && format.choice(&FORMATS)? != Format::Raw
+    {
+        let message = "one key's value is written as it is, so it has no format";
+        format.problem(message, "remove format, or use keys = { … } to format it");
+        return None;
     }
     let file = match path {
         Some(path) => file_name(&path)?,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`settings`] | the result: plain data |
 //! | [`problem`] | what is wrong, where and how to fix it |
-//! | [`document`], [`field`], [`defaults`], [`values`] | reading TOML without stopping at the first error |
+//! | [`document`], [`field`], [`defaults`], [`values`] | reading TOML, beyond the first error |
 //! | the others | one section of the file each |
 
 use std::io;
@@ -32,9 +32,9 @@ mod volumes;
 pub use problem::{ConfigError, Problem};
 pub use settings::{
     AgentConfig, AuditOutput, AuditSettings, Backing, CedarFile, Config, Effect, FileOwnership,
-    Format, GrantSettings, HostSocket, ItemContent, ItemSettings, KeySource, LocalSettings, LogFormat, OnChange,
-    OnProblem, OperatorSocket, PolicySettings, SocketLimits, SocketsConfig, SourceConfig,
-    VolumeSettings, WhoSettings,
+    Format, GrantSettings, HostSocket, ItemContent, ItemSettings, KeySource, LocalSettings,
+    LogFormat, OnChange, OnProblem, OperatorSocket, PolicySettings, SocketLimits, SocketsConfig,
+    SourceConfig, VolumeSettings, WhoSettings,
 };
 
 use document::Document;

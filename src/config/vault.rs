@@ -103,7 +103,7 @@ fn ca_file(section: &Section, address: Option<&str>) -> Option<PathBuf> {
     };
     let path = field.absolute_path()?;
     let bundle = field.readable(&path, "let this user read the CA bundle, or correct the path")?;
-    ca::check(&field, &path, &bundle);
+    ca::check(&field, &bundle);
     Some(path)
 }
 
@@ -148,10 +148,10 @@ fn token_file(section: &Section) -> Option<PathBuf> {
 
 fn token_trouble(field: &Field, path: &Path) -> Option<String> {
     match (field.document().host.read)(path) {
-        Err(error) => Some(format!("cannot read {}: {error}", path.display())),
+        Err(error) => Some(format!("cannot read {}: {error}", field.quoted())),
         Ok(bytes) => {
             let error: TokenError = Token::new(bytes).err()?;
-            Some(format!("{}: {error}", path.display()))
+            Some(format!("{}: {error}", field.quoted()))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why an agent is degraded: every cause with what an operator can do about it, the root ones first.
+//! Why an agent is degraded: every cause with what to do about it, the root ones first.
 
 use crate::broker::report::{Report, SecretReport, SessionReport, SourceReport};
 use crate::clock::{BootInstant, Human};
@@ -86,7 +86,7 @@ fn unreachable(source: &SourceReport, now: BootInstant) -> Cause {
     Cause::new(
         format!("source {} unreachable for {since}: {error}", source.name),
         format!(
-            "look at source {} itself (sealed, stopped, network, certificate); do not restart the agent",
+            "look at source {} itself (sealed? stopped? network?); do not restart the agent",
             source.name
         ),
     )

@@ -1,4 +1,4 @@
-//! What operators see: the broker's report, the volumes' board and the agent's own facts as one view.
+//! What operators see: the broker's report, the volumes' board and the agent's facts as one view.
 //!
 //! | part | what it is |
 //! |---|---|

@@ -274,7 +274,7 @@ What happens on recovery
  stale values are refreshed, files follow without a restart
 
 What to do
- look at source vault itself (sealed, stopped, network, certificate); do not restart the agent
+ look at source vault itself (sealed? stopped? network?); do not restart the agent
 
 Sources
 ";
@@ -298,7 +298,8 @@ Sources
         assert!(!text.contains('\x1b'), "{text}");
         let row = text.lines().find(|line| line.contains("vault:database/creds/shop")).unwrap();
         let words: Vec<&str> = row.split_whitespace().collect();
-        let wanted = "vault:database/creds/shop dynamic fresh 13m20s renew in 1m40s in 6m40s 3fa94c renewed 1x volume:shop";
+        let wanted = "vault:database/creds/shop dynamic fresh 13m20s renew in 1m40s in 6m40s \
+                      3fa94c renewed 1x volume:shop";
         assert_eq!(words.join(" "), wanted);
     }
 
