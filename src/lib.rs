@@ -4,9 +4,12 @@
 
 #![deny(unsafe_code)]
 
+pub mod app;
 pub mod audit;
 pub mod broker;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod delivery;
 pub mod domain;
 pub mod encryption;

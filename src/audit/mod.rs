@@ -208,6 +208,11 @@ impl Audit {
         !failed && !self.queue.is_closed() && self.queue.capacity() > 0
     }
 
+    /// This process's name in the audit log: random, new at each start.
+    pub fn instance(&self) -> &str {
+        &self.shared.instance
+    }
+
     /// Whether each read is to be recorded as [`AuditEvent::Served`] with a count of one.
     pub fn per_read(&self) -> bool {
         self.shared.per_read

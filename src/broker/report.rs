@@ -88,6 +88,8 @@ pub struct SecretReport {
     pub problem: Option<Problem>,
     /// Who has a standing interest.
     pub consumers: Vec<ConsumerId>,
+    /// How many local leases are open on it.
+    pub local_leases: usize,
     /// Replaced credentials still inside their overlap: when each ends.
     pub retiring: Vec<RetiringReport>,
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::identity::ProofStrength;
+use crate::identity::{Listener, ProofStrength};
 
 const MONDAY_0930: &str = "2026-11-23T09:30:00Z";
 

@@ -98,6 +98,7 @@ impl State {
             next: next_word(entry),
             problem: entry.problem.clone(),
             consumers,
+            local_leases: entry.locals.len(),
             retiring: retiring.collect(),
         }
     }

@@ -1,4 +1,4 @@
-//! What operators see: the broker's report, the volumes' boards and everything else, as one view.
+//! Where volumes put their current state: the last write wins, status reads all of them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

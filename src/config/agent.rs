@@ -1,0 +1,115 @@
+//! `[agent]`, `[sockets]`, `[audit]` and the sockets' part of `[limits]`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::accounts;
+use crate::config::document::Section;
+use crate::audit::{AuditConfig, Output};
+use crate::config::settings::AgentConfig;
+use crate::delivery::socket::{HostSocket, Limits, OperatorSocket, SocketConfig};
+use crate::telemetry::LogFormat;
+
+/// The log levels.
+const LEVELS: [(&str, &str); 5] = [
+    ("trace", "trace"),
+    ("debug", "debug"),
+    ("info", "info"),
+    ("warn", "warn"),
+    ("error", "error"),
+];
+/// The longest path that fits a socket address, without its final NUL.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+pub(super) fn agent(root: &Section) -> AgentConfig {
+    let section = root.section("agent");
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let config = AgentConfig {
+        runtime_dir: section.path("runtime_dir", "/run/secrets-broker"),
+        log: section.choice("log", "info", &LEVELS).to_owned(),
+        log_format: section.choice("log_format", LogFormat::Text, &formats),
+        stop_grace: section.positive_duration("stop_grace", Duration::from_secs(20)),
+    };
+    section.finish();
+    config
+}
+
+/// Paths that are not given lie in the runtime directory.
+pub(super) fn sockets(root: &Section, runtime_dir: &Path) -> SocketConfig {
+    let section = root.section("sockets");
+    let operator = section.section("operator");
+    let operator_default = runtime_dir.join("operator/operator.sock");
+    let operator_path = operator.path("path", &operator_default.to_string_lossy());
+    operator.finish();
+
+    let host = section.section("host");
+    let enabled = host.boolean("enabled", true);
+    let host_path = host.path("path", &runtime_dir.join("broker.sock").to_string_lossy());
+    let mode = host.mode("mode", 0o666, 0o777);
+    let gid = host.get("group").and_then(|field| accounts::group(&field));
+    if operator_path.parent() == host_path.parent() {
+        let message =
+            "the host socket lies in the operator socket's directory, which only root may enter";
+        host.problem_at("path", message, "give it another directory");
+    }
+    host.finish();
+    for (path, section) in [(&operator_path, &operator), (&host_path, &host)] {
+        if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let message =
+                format!("a socket's path cannot be longer than {SOCKET_PATH_BYTES_MAX} bytes");
+            section.problem_at("path", message, "use a shorter path or runtime_dir");
+        }
+    }
+    section.finish();
+    SocketConfig {
+        operator: OperatorSocket { path: operator_path },
+        host: HostSocket { enabled, path: host_path, mode, gid },
+    }
+}
+
+pub(super) fn audit(root: &Section) -> AuditConfig {
+    let section = root.section("audit");
+    let output = section.get("output").and_then(|field| match field.text()?.as_str() {
+        "stdout" => Some(Output::Stdout),
+        _ => field.convert(
+            |text| crate::config::values::absolute_path(text).map(Output::File),
+            "write \"stdout\", or the absolute path of a file",
+        ),
+    });
+    let per_read = section.boolean("per_read", false);
+    section.finish();
+    AuditConfig { output: output.unwrap_or(Output::Stdout), per_read }
+}
+
+/// Reads the sockets' keys of `[limits]`.
+pub(super) fn socket_limits(limits: &Section) -> Limits {
+    let bytes = |name, default| usize::try_from(limits.size(name, default)).unwrap_or(usize::MAX);
+    let count = |name, default| limits.count(name, default) as usize;
+    let time = |name, default| limits.positive_duration(name, Duration::from_secs(default));
+    let socket_limits = Limits {
+        connections: count("connections", 512),
+        connections_per_user: count("connections_per_user", 128),
+        requests_per_second_per_user: limits.count("requests_per_second_per_user", 5000),
+        header_bytes: bytes("request_header_bytes", 16 * 1024),
+        body_bytes: bytes("request_body_bytes", 64 * 1024),
+        header_timeout: time("request_header_timeout", 5),
+        idle_timeout: time("idle_timeout", 60),
+        write_timeout: time("write_timeout", 10),
+    };
+    if socket_limits.connections_per_user > socket_limits.connections {
+        let message = format!(
+            "connections_per_user ({}) is more than connections ({})",
+            socket_limits.connections_per_user, socket_limits.connections
+        );
+        limits.problem_at(
+            "connections_per_user",
+            message,
+            "lower connections_per_user or raise connections",
+        );
+    }
+    if socket_limits.header_bytes < 8 * 1024 {
+        let message = "request_header_bytes is below 8KiB, which the HTTP library needs";
+        limits.problem_at("request_header_bytes", message, "write \"8KiB\" or more");
+    }
+    socket_limits
+}

@@ -1,0 +1,146 @@
+//! `[policy]` and `[[grants]]`.
+
+use std::time::Duration;
+
+use crate::config::accounts;
+use crate::config::document::{Document, Section, suggestion};
+use crate::config::field::Field;
+use crate::config::sources::Sources;
+use crate::config::volumes::Volumes;
+use crate::domain::RuleName;
+use crate::identity::ProofStrength;
+use crate::policy::{CedarFile, Effect, GrantConfig, PolicyConfig, Who};
+use crate::policy::Share;
+
+/// `forbid_grace`, which volumes take over, and the policy without its grants.
+pub(super) fn policy(root: &Section) -> (Duration, PolicyConfig) {
+    let section = root.section("policy");
+    let cedar = section.get("cedar_file").and_then(|field| cedar(&field));
+    let recheck = section.positive_duration("recheck", Duration::from_secs(60));
+    let forbid_grace = section.duration("forbid_grace", Duration::from_secs(60));
+    section.finish();
+    (forbid_grace, PolicyConfig { grants: Vec::new(), cedar, recheck })
+}
+
+fn cedar(field: &Field) -> Option<CedarFile> {
+    let path = field.absolute_path()?;
+    let bytes = field.readable(&path, "create the file, or remove the key")?;
+    let name = path.display().to_string();
+    match String::from_utf8(bytes) {
+        Ok(text) => Some(CedarFile { name, text }),
+        Err(_) => {
+            field.problem(
+                format!("{} is not UTF-8 text", field.quoted()),
+                "name a file of Cedar policies",
+            );
+            None
+        }
+    }
+}
+
+pub(super) fn read(
+    document: &Document,
+    root: &Section,
+    sources: &Sources,
+    volumes: &Volumes,
+    has_cedar: bool,
+) -> Vec<GrantConfig> {
+    let mut grants: Vec<GrantConfig> = Vec::new();
+    for section in root.sections("grants") {
+        let Some(grant) = grant(&section, sources, volumes) else { continue };
+        if grants.iter().any(|other| other.name == grant.name) {
+            let message = format!("another grant is named \"{}\" too", grant.name);
+            section.problem_at(
+                "name",
+                message,
+                "name it differently: status and audit name the rule",
+            );
+        }
+        grants.push(grant);
+    }
+    if !has_cedar {
+        warn_of_nobody(document, &grants, volumes);
+    }
+    grants
+}
+
+fn grant(section: &Section, sources: &Sources, volumes: &Volumes) -> Option<GrantConfig> {
+    let name = section.require("name", "name the rule: status and the audit log show it");
+    let name: Option<RuleName> = name.and_then(|field| field.parsed("use a-z, 0-9, '-', '_', '.'"));
+    let effects = [("permit", Effect::Permit), ("forbid", Effect::Forbid)];
+    let effect = section.choice("effect", Effect::Permit, &effects);
+    let source = sources.of(section);
+    let who = section
+        .require("who", "say whom it is about, for example who = { user = \"shop\" }")
+        .and_then(|field| who(&field, volumes));
+    let paths = section.require("paths", "name API paths: paths = [\"secret/data/shop/*\"]");
+    let elements = paths.as_ref().map_or_else(Vec::new, |field| field.elements());
+    if let Some(field) = paths.filter(|_| elements.is_empty()) {
+        field.problem("there is no path in it, so the rule matches nothing", "add a path");
+    }
+    let paths = elements.iter().filter_map(|field| sources.pattern(field, source.as_ref()));
+    let paths = paths.collect();
+    let shares = [("consumer", false), ("agent", true)];
+    let shared = section.choice("share", false, &shares);
+    if effect == Effect::Forbid && shared {
+        section.problem_at("share", "a rule that forbids shares nothing", "remove share");
+    }
+    let proofs = [("pidfd", ProofStrength::PidFd), ("peercred", ProofStrength::PeerCred)];
+    let min_proof = section.choice("min_proof", ProofStrength::PeerCred, &proofs);
+    let when = section.get("when").and_then(|field| field.text());
+    section.finish();
+    let share = if shared { Share::Agent } else { Share::Consumer };
+    let (name, who, source) = (name?, who?, source?);
+    Some(GrantConfig { name, effect, who, source, paths, share, min_proof, when })
+}
+
+fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
+    let section = field.section();
+    if !section.is_present() {
+        return None;
+    }
+    let user = section.get("user").map(|f| accounts::user(&f).map(|uid| Who::User { uid }));
+    let group =
+        section.get("group").map(|f| accounts::group(&f).map(|gid| Who::Group { gid }));
+    let volume = section.get("volume").map(|field| volume(&field, volumes));
+    let anyone = section.get("any_host_user").map(|field| match field.boolean()? {
+        true => Some(Who::AnyHostUser),
+        false => {
+            field.problem("false says nothing", "write true, or name a user, group or volume");
+            None
+        }
+    });
+    section.finish();
+    let mut given: Vec<Option<Who>> =
+        [user, group, volume, anyone].into_iter().flatten().collect();
+    if given.len() != 1 {
+        section.problem(
+            format!("{} of user, group, volume and any_host_user are given", given.len()),
+            "give exactly one; write a second grant for somebody else",
+        );
+        return None;
+    }
+    given.pop().flatten()
+}
+
+fn volume(field: &Field, volumes: &Volumes) -> Option<Who> {
+    let name = field.text()?;
+    let found = volumes.names.iter().map(|(name, _)| name).find(|known| known.as_str() == name);
+    if found.is_none() {
+        let known: Vec<&str> = volumes.names.iter().map(|(name, _)| name.as_str()).collect();
+        field.problem(format!("no volume is named {}", field.quoted()), suggestion(&name, &known));
+    }
+    found.cloned().map(Who::Volume)
+}
+
+/// Default deny: a volume that no grant names stays empty, unless Cedar rules say otherwise.
+fn warn_of_nobody(document: &Document, grants: &[GrantConfig], volumes: &Volumes) {
+    for (name, place) in &volumes.names {
+        let about = |grant: &GrantConfig| grant.who == Who::Volume(name.clone());
+        if !grants.iter().any(about) {
+            let message = format!("no grant is about volume \"{name}\", so it gets nothing");
+            let remedy = format!("add [[grants]] with who = {{ volume = \"{name}\" }}");
+            document.warning(place, message, remedy);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The configuration file: TOML in, a validated [`Config`] or every problem at once out.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`settings`] | the result: plain data |
+//! | [`problem`] | what is wrong, where and how to fix it |
+//! | [`document`], [`field`], [`defaults`], [`values`] | reading TOML, beyond the first error |
+//! | the others | one section of the file each |
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+mod accounts;
+mod agent;
+mod ca;
+mod cache;
+mod defaults;
+mod document;
+mod encrypted;
+mod field;
+mod grants;
+mod items;
+mod on_change;
+mod problem;
+mod settings;
+mod sources;
+mod values;
+mod vault;
+mod volumes;
+
+pub use problem::{ConfigError, Problem};
+pub use settings::{AgentConfig, Config, KeySource, LocalSettings, SourceConfig};
+
+use document::Document;
+
+use crate::policy::PolicyConfig;
+
+/// What validation asks of the machine; tests answer instead of it.
+pub struct Host<'a> {
+    /// An environment variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// A file's content, for files that are checked: CA bundles, `/etc/passwd`, tokens.
+    pub read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>,
+    /// Whether a file can be opened, for files whose content is not looked at here.
+    pub open: &'a dyn Fn(&Path) -> io::Result<()>,
+    /// The agent's own user and group, which own what names no other.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// The time certificates are judged by.
+    pub now: SystemTime,
+}
+
+impl Host<'static> {
+    /// This machine, now.
+    pub fn this() -> Self {
+        Self {
+            variable: &|name| std::env::var(name).ok(),
+            read: &|path| std::fs::read(path),
+            open: &|path| std::fs::File::open(path).map(drop),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            now: SystemTime::now(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and validates a file. Blocks on small file reads; nothing is changed or contacted.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &file, &Host::this()),
+            Err(error) => {
+                let message = format!("cannot read the configuration: {error}");
+                let remedy = "name the file with --config, and let this user read it".to_owned();
+                let key = String::new();
+                Err(ConfigError { problems: vec![Problem { file, line: 0, key, message, remedy }] })
+            }
+        }
+    }
+
+    /// Validates a configuration's text; `file` is what problems call it.
+    pub fn parse(text: &str, file: &str, host: &Host) -> Result<Self, ConfigError> {
+        let document = Document::new(file, text, host);
+        let tree = document.parse();
+        let config = tree.as_ref().and_then(|tree| read(&document, tree.get_ref()));
+        let (problems, warnings) = document.finish();
+        match config {
+            Some(config) if problems.is_empty() => Ok(Self { warnings, ..config }),
+            _ => Err(ConfigError { problems }),
+        }
+    }
+}
+
+/// Reads every section, whatever is wrong with the others. `None` only after a problem was noted.
+fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Option<Config> {
+    let root = document.root(tree);
+    encrypted::read(document, &root);
+    let agent = agent::agent(&root);
+    let sources = sources::read(document, &root);
+    let limits = root.section("limits");
+    let broker = cache::read(&root, &limits, &sources);
+    let sockets = agent::sockets(&root, &agent.runtime_dir);
+    let socket_limits = agent::socket_limits(&limits);
+    limits.finish();
+    let audit = agent::audit(&root);
+    let (forbid_grace, policy) = grants::policy(&root);
+    let host = document.host;
+    let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
+    let volumes = volumes::read(&root, &sources, &places);
+    let grants = grants::read(document, &root, &sources, &volumes, policy.cedar.is_some());
+    root.finish();
+    Some(Config {
+        encryption: document.key().cloned(),
+        default_source: sources.default?,
+        sources: sources.configs,
+        agent,
+        broker,
+        sockets,
+        socket_limits,
+        audit,
+        policy: PolicyConfig { grants, ..policy },
+        volumes: volumes.settings,
+        warnings: Vec::new(),
+    })
+}

@@ -1,0 +1,1 @@
+//! The dev mode driven as a user would.

@@ -1,0 +1,2 @@
+//! The broker against real Vault, PostgreSQL and Kubernetes.
+mod support;
