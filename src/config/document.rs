@@ -207,13 +207,18 @@ impl<'a> Section<'a> {
 
 /// `did you mean …?`, or the list of what there is.
 pub(super) fn suggestion(name: &str, known: &[&str]) -> String {
-    let distance = |known: &&&str| strsim::damerau_levenshtein(name, known);
-    let nearest = known.iter().min_by_key(distance);
-    match nearest.filter(|known| distance(known) <= 1.max(name.len() / 3)) {
+    match nearest(name, known) {
         Some(nearest) => format!("did you mean {nearest:?}?"),
         None if known.is_empty() => "there are none".to_owned(),
         None => format!("known here: {}", known.join(", ")),
     }
+}
+
+/// The known name that differs by a slip or two.
+pub(super) fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
+    let distance = |known: &&str| strsim::damerau_levenshtein(name, known);
+    let nearest = known.iter().copied().min_by_key(distance);
+    nearest.filter(|known| distance(known) <= 1.max(name.len() / 3))
 }
 
 #[cfg(test)]

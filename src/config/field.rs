@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::config::document::{Document, Place, Section, suggestion};
+use crate::config::document::{Document, Place, Section, nearest};
 use crate::config::{encrypted, values};
 
 /// What to write for a duration.
@@ -176,7 +176,8 @@ impl<'a> Field<'a> {
         if found.is_none() {
             let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
             let message = format!("{} is not one of {}", self.quoted(), words.join(", "));
-            self.problem(message, suggestion(&text, &words));
+            let remedy = nearest(&text, &words).map(|word| format!("did you mean {word:?}?"));
+            self.problem(message, remedy.unwrap_or_else(|| "write one of these".to_owned()));
         }
         found
     }

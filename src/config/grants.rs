@@ -113,6 +113,9 @@ fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
     section.finish();
     let mut given: Vec<Option<Who>> =
         [user, group, volume, anyone].into_iter().flatten().collect();
+    if given.is_empty() && !section.is_empty() {
+        return None;
+    }
     if given.len() != 1 {
         section.problem(
             format!("{} of user, group, volume and any_host_user are given", given.len()),

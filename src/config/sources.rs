@@ -15,8 +15,11 @@ use crate::source::ConfiguredMount;
 pub(super) const RESERVED: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 
 /// Every source that is named, and the configuration of those that are in order.
+#[derive(Default)]
 pub(super) struct Sources {
     names: Vec<SourceName>,
+    /// Of Vault sources, also of those that have other problems.
+    mounts: BTreeMap<SourceName, Vec<ConfiguredMount>>,
     pub(super) configs: BTreeMap<SourceName, SourceConfig>,
     /// `None` only after a problem was noted.
     pub(super) default: Option<SourceName>,
@@ -24,17 +27,18 @@ pub(super) struct Sources {
 
 pub(super) fn read(document: &Document, root: &Section) -> Sources {
     let section = root.section("sources");
-    let mut sources = Sources { names: Vec::new(), configs: BTreeMap::new(), default: None };
+    let mut sources = Sources::default();
     let mut defaults = Vec::new();
     for (name, field) in section.entries() {
         let source = field.section();
         if source.get("default").and_then(|field| field.boolean()) == Some(true) {
             defaults.push((name, source.place().clone()));
         }
-        let config = source_config(document, &source);
+        let (config, mounts) = source_config(document, &source);
         match name.parse::<SourceName>() {
             Ok(name) => {
                 sources.names.push(name.clone());
+                sources.mounts.extend(mounts.map(|mounts| (name.clone(), mounts)));
                 sources.configs.extend(config.map(|config| (name, config)));
             }
             Err(error) => field.problem(format!("{name:?}: {error}"), "rename the source"),
@@ -62,14 +66,25 @@ pub(super) fn read(document: &Document, root: &Section) -> Sources {
     sources
 }
 
-fn source_config(document: &Document, section: &Section) -> Option<SourceConfig> {
-    let kind = section.require("kind", "write kind = \"vault\" or kind = \"local\"")?;
-    let config = match kind.choice(&[("vault", true), ("local", false)])? {
-        true => vault::read(section).map(SourceConfig::Vault),
-        false => local(document, section).map(SourceConfig::Local),
+/// The source, if it is in order, and the mounts of a Vault source, if they are.
+fn source_config(
+    document: &Document,
+    section: &Section,
+) -> (Option<SourceConfig>, Option<Vec<ConfiguredMount>>) {
+    let kind = section
+        .require("kind", "write kind = \"vault\" or kind = \"local\"")
+        .and_then(|kind| kind.choice(&[("vault", true), ("local", false)]));
+    let found = match kind {
+        // Which keys are known depends on the kind.
+        None => return (None, None),
+        Some(true) => {
+            let mounts = vault::mounts(section);
+            (vault::read(section, mounts.clone()).map(SourceConfig::Vault), mounts)
+        }
+        Some(false) => (local(document, section).map(SourceConfig::Local), None),
     };
     section.finish();
-    config
+    found
 }
 
 fn local(document: &Document, section: &Section) -> Option<LocalSettings> {
@@ -102,10 +117,7 @@ impl Sources {
     }
 
     fn mounts(&self, source: Option<&SourceName>) -> Option<&[ConfiguredMount]> {
-        match self.configs.get(source.or(self.default.as_ref())?)? {
-            SourceConfig::Vault(vault) => Some(&vault.mounts),
-            SourceConfig::Local(_) => None,
-        }
+        self.mounts.get(source.or(self.default.as_ref())?).map(Vec::as_slice)
     }
 
     /// A path pattern, checked against the source's mounts as far as they are known.

@@ -16,7 +16,7 @@ use crate::source::vault::VaultConfig;
 /// Where Kubernetes puts a pod's token.
 const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-pub(super) fn read(section: &Section) -> Option<VaultConfig> {
+pub(super) fn read(section: &Section, mounts: Option<Vec<ConfiguredMount>>) -> Option<VaultConfig> {
     let address = section
         .require("address", "write for example address = \"https://vault.example.com:8200\"")
         .and_then(|field| address(&field));
@@ -28,7 +28,6 @@ pub(super) fn read(section: &Section) -> Option<VaultConfig> {
         .require("role", "name the Vault role of the Kubernetes auth method: role = \"…\"")
         .and_then(|field| role(&field));
     let token_file = token_file(section);
-    let mounts = mounts(section);
     Some(VaultConfig {
         address: address?,
         namespace,
@@ -156,7 +155,8 @@ fn token_trouble(field: &Field, path: &Path) -> Option<String> {
     }
 }
 
-fn mounts(section: &Section) -> Option<Vec<ConfiguredMount>> {
+/// `[sources.NAME.mounts]`; `None` after a problem.
+pub(super) fn mounts(section: &Section) -> Option<Vec<ConfiguredMount>> {
     const KINDS: [(&str, Option<EngineKind>); 5] = [
         ("auto", None),
         ("kv1", Some(EngineKind::Kv1)),
@@ -173,13 +173,17 @@ fn mounts(section: &Section) -> Option<Vec<ConfiguredMount>> {
         );
         return None;
     }
+    // An incomplete list would make every path below what is missing look wrong.
+    let mut is_sound = true;
     let mut mounts: Vec<ConfiguredMount> = Vec::new();
     for (name, field) in table.entries() {
-        let kind = field.choice(&KINDS)?;
+        let kind = field.choice(&KINDS);
+        is_sound &= kind.is_some();
         let path: SecretPath = match name.trim_end_matches('/').parse() {
             Ok(path) => path,
             Err(error) => {
                 field.problem(format!("{name:?}: {error}"), "write the mount's path in quotes");
+                is_sound = false;
                 continue;
             }
         };
@@ -200,9 +204,9 @@ fn mounts(section: &Section) -> Option<Vec<ConfiguredMount>> {
             );
             field.problem(message, "keep one of the two");
         }
-        mounts.push(ConfiguredMount { path, kind });
+        mounts.push(ConfiguredMount { path, kind: kind.flatten() });
     }
-    Some(mounts)
+    is_sound.then_some(mounts)
 }
 
 #[cfg(test)]

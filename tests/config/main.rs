@@ -122,3 +122,12 @@ fn every_syntax_error_is_reported_with_its_line() {
     assert!(problems.iter().any(|problem| problem.line == 2), "{problems:#?}");
     assert!(problems.iter().all(|problem| problem.message.starts_with("not valid TOML")));
 }
+
+#[test]
+fn a_source_with_a_problem_of_its_own_still_checks_the_paths_of_grants() {
+    let text = VAULT.replace("https://vault.example.com:8200", "nonsense");
+    let grant = "[[grants]]\nname = \"g\"\nwho = { usr = 1 }\npaths = [\"secret/shop/*\"]\n";
+    let problems = parse(&format!("{text}{grant}")).unwrap_err();
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["sources.vault.address", "grants[1].who.usr", "grants[1].paths[1]"]);
+}
