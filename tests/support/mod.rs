@@ -6,6 +6,7 @@
 //! `tests/run` does that and says where the programs are.
 #![allow(dead_code, reason = "every test binary compiles this and uses a part of it")]
 
+pub mod agent;
 pub mod certificates;
 pub mod http;
 pub mod kubernetes;

@@ -1,2 +1,0 @@
-//! The broker against real Vault, PostgreSQL and Kubernetes.
-mod support;

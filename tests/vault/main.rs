@@ -1,0 +1,9 @@
+//! The broker against real Vault, PostgreSQL and Kubernetes: counts from Vault's audit log, rows from
+//! `pg_roles`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod databases;
+mod secrets;
+mod sessions;
