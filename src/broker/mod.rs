@@ -61,6 +61,12 @@ pub struct DataView {
 }
 
 impl DataView {
+    /// Marks `data` inside `envelope`; the range must lie inside it.
+    pub fn new(envelope: Arc<SecretBytes>, data: std::ops::Range<usize>) -> Self {
+        assert!(data.start <= data.end && data.end <= envelope.len(), "data lies inside");
+        Self { envelope, data }
+    }
+
     /// The JSON object under `data`.
     pub fn expose(&self) -> &[u8] {
         &self.envelope.expose()[self.data.clone()]

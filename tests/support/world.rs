@@ -1,5 +1,7 @@
 //! A model of Vault and the clock around the broker's pure core: virtual time, no IO, no sleeping.
 
+#![allow(dead_code, reason = "every test binary compiles this and uses a part of it")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
