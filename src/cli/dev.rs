@@ -155,7 +155,7 @@ fn draw(status: &StatusView, rows_above: usize) -> String {
     format!("\x1b[J{}\x1b[{}A", shown.concat(), shown.len())
 }
 
-const SECRETS: &str = r#"# The local source of `secrets-broker dev`: edit it and watch the files change.
+const SECRETS: &str = r#"# The local source of this playground: edit it and watch the files change.
 [mounts.secret]
 kind = "kv2"
 
@@ -213,7 +213,7 @@ path = "database.json"
 keys = { username = "database/creds/shop#username", password = "database/creds/shop#password" }
 "#;
 
-const INSTRUCTIONS: &str = r#"secrets-broker dev: a complete agent in {dir}, Ctrl-C ends and removes it.
+const INSTRUCTIONS: &str = r#"A complete agent in {dir}; Ctrl-C ends and removes it.
 Paste into another terminal:
 
   cat {dir}/volume/api_key

@@ -185,7 +185,7 @@ impl Entry {
 }
 
 impl State {
-    /// Runs `change` on an entry, then settles it: ends it if nobody wants it, re-arms its deadline.
+    /// Runs `change` on an entry, then settles it: ends it if unwanted, re-arms its deadline.
     pub(super) fn with_entry(&mut self, id: EntryId, change: impl FnOnce(&mut Self, &mut Entry)) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         change(self, &mut entry);

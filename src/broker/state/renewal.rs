@@ -1,8 +1,8 @@
 //! Leases that live: renewing, replacing with overlap, and ending what was replaced.
 //!
-//! A failed renewal by itself mints nothing. A replacement follows from proof (the lease is gone, was
-//! granted short, or cannot be renewed), or once from the last tenth of its life while the source
-//! answers.
+//! A failed renewal by itself mints nothing. A replacement follows from proof (the lease is gone,
+//! was granted short, or cannot be renewed), or once from the last tenth of its life while the
+//! source answers.
 
 use super::cache::{Activity, Entry};
 use super::jobs::{Job, Revocation};
