@@ -97,7 +97,6 @@ impl State {
         operation: LocalOperation,
     ) {
         let entry = self.locals.get(&key).filter(|l| l.consumer == *consumer).map(|l| l.entry);
-        let mut told = None;
         if let Some(entry) = entry {
             self.with_entry(entry, |state, entry| {
                 if operation == LocalOperation::Renew
@@ -106,13 +105,18 @@ impl State {
                 {
                     state.prolong(key, held.dead_at);
                 }
-                told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
-                if operation == LocalOperation::Revoke || told.is_none() {
+                let told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
+                let over = operation == LocalOperation::Revoke || told.is_none();
+                // The answer still names the lease, so it comes before the lease is forgotten.
+                let answer = told.ok_or(LocalLeaseError::NotFound);
+                state.answer(waiter, Answer::Local(answer));
+                if over {
                     state.close_local(entry, key);
                 }
             });
+            return;
         }
-        self.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+        self.answer(waiter, Answer::Local(Err(LocalLeaseError::NotFound)));
     }
 
     /// Its time seems over; hits may have moved it without telling us, so ask before ending it.
