@@ -270,6 +270,9 @@ impl BrokerTask {
                 }
             }
             Effect::Answer { waiter, answer } => self.answer(waiter, answer),
+            Effect::EndSubscription(subscription) => {
+                self.subscribers.remove(&subscription);
+            }
             Effect::Notify { subscription, entry, problem } => {
                 if let Some(subscriber) = self.subscribers.get(&subscription) {
                     let value = entry.and_then(|id| self.published.get(&id)).cloned();

@@ -199,7 +199,7 @@ impl World {
                     level.value = Some(self.published[&entry].0);
                 }
             }
-            Effect::DropToken(_) => {}
+            Effect::DropToken(_) | Effect::EndSubscription(_) => {}
         }
     }
 
