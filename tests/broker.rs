@@ -49,7 +49,8 @@ fn a_lease_is_renewed_between_70_and_75_percent_with_the_same_value() {
     world.advance(seconds(1000));
     assert_eq!(world.levels[&subscription].value, Some(first));
     assert_eq!(world.count("mint"), 1);
-    let grants: Vec<_> = world.vault.log.iter().filter(|(_, w)| *w == "mint" || *w == "renew").collect();
+    let grants: Vec<_> =
+        world.vault.log.iter().filter(|(_, w)| *w == "mint" || *w == "renew").collect();
     assert!(grants.len() > 60);
     for pair in grants.windows(2) {
         // Measured from the moment the request left: 5 ms before it was answered.

@@ -13,7 +13,7 @@ use crate::broker::task::BrokerTask;
 use crate::clock::BootInstant;
 use crate::config::Config;
 use crate::delivery::files::{self, VolumeConfig};
-use crate::delivery::socket::{self, SourceDirectory, Sockets};
+use crate::delivery::socket::{self, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
 use crate::policy::{CompiledPolicy, Policy, PolicyError};
@@ -43,7 +43,11 @@ impl App {
     ///
     /// # Errors
     /// What the operator has to change: a source, the policy, a socket or the audit file.
-    pub fn start(config: Config, file: Option<PathBuf>, hardened: &Hardened) -> anyhow::Result<Self> {
+    pub fn start(
+        config: Config,
+        file: Option<PathBuf>,
+        hardened: &Hardened,
+    ) -> anyhow::Result<Self> {
         let mut supervisor = Supervisor::default();
         let stages = Stages::default();
         let started_at = BootInstant::now();

@@ -97,7 +97,10 @@ impl Operators {
         let (now, wall_now) = clocks();
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
         let problems = self.local.iter().filter_map(|(name, local)| {
-            Some(format!("source {name}: the new file is bad, the old content stays: {}", local.problem()?))
+            Some(format!(
+                "source {name}: the new file is bad, the old content stays: {}",
+                local.problem()?
+            ))
         });
         let generated = self.sources.iter().filter(|(_, source)| source.description().generated);
         let generated = generated.map(|(name, _)| {

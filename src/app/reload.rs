@@ -37,7 +37,8 @@ pub(super) struct Reloader {
 
 /// Everything but the policy, as text to compare: it takes effect at the next start.
 pub(super) fn fingerprint(config: &Config) -> String {
-    let Config { agent, sources, default_source, broker, sockets, socket_limits, audit, .. } = config;
+    let Config { agent, sources, default_source, broker, sockets, socket_limits, audit, .. } =
+        config;
     let volumes = &config.volumes;
     format!(
         "{agent:?}{sources:?}{default_source}{broker:?}{sockets:?}{socket_limits:?}{audit:?}{volumes:?}"
@@ -81,12 +82,10 @@ impl Reloader {
 
     fn reload(&self) {
         let Some(file) = &self.file else { return };
-        let outcome = Config::load(file)
-            .map_err(|error| error.to_string())
-            .and_then(|config| {
-                let compiled = compile(&config.policy).map_err(|error| format!("{error:#}"))?;
-                Ok((config, compiled))
-            });
+        let outcome = Config::load(file).map_err(|error| error.to_string()).and_then(|config| {
+            let compiled = compile(&config.policy).map_err(|error| format!("{error:#}"))?;
+            Ok((config, compiled))
+        });
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok((config, compiled)) => {

@@ -128,8 +128,10 @@ pub fn main(hardened: &Hardened) -> ExitCode {
         Err(error) if output::is_closed_pipe(&error) => ExitCode::from(EXIT_OK),
         Err(error) => {
             eprintln!("error: {error:#}");
-            let no_agent =
-                matches!(error.downcast_ref(), Some(agent_client::AgentError::Client(ClientError::NoAgent(_))));
+            let no_agent = matches!(
+                error.downcast_ref(),
+                Some(agent_client::AgentError::Client(ClientError::NoAgent(_)))
+            );
             ExitCode::from(if no_agent { EXIT_NO_AGENT } else { EXIT_PROBLEM })
         }
     }

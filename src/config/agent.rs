@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::audit::{AuditConfig, Output};
 use crate::config::accounts;
 use crate::config::document::Section;
-use crate::audit::{AuditConfig, Output};
 use crate::config::settings::AgentConfig;
 use crate::delivery::socket::{HostSocket, Limits, OperatorSocket, SocketConfig};
 use crate::telemetry::LogFormat;

@@ -60,5 +60,6 @@ pub(super) fn open_encrypted(text: &str, source: &KeySource) -> Result<String, S
     let key = key.map_err(|error| format!("cannot be opened: {error}"))?;
     let value: EncryptedValue = text.parse().map_err(|error| format!("{error}"))?;
     let plain = value.decrypt(&key).map_err(|error| format!("{error}"))?;
-    String::from_utf8(plain.expose().to_vec()).map_err(|_| "holds bytes that are no text".to_owned())
+    String::from_utf8(plain.expose().to_vec())
+        .map_err(|_| "holds bytes that are no text".to_owned())
 }

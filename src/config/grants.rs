@@ -9,8 +9,8 @@ use crate::config::sources::Sources;
 use crate::config::volumes::Volumes;
 use crate::domain::RuleName;
 use crate::identity::ProofStrength;
-use crate::policy::{CedarFile, Effect, GrantConfig, PolicyConfig, Who};
 use crate::policy::Share;
+use crate::policy::{CedarFile, Effect, GrantConfig, PolicyConfig, Who};
 
 /// `forbid_grace`, which volumes take over, and the policy without its grants.
 pub(super) fn policy(root: &Section) -> (Duration, PolicyConfig) {
@@ -100,8 +100,7 @@ fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
         return None;
     }
     let user = section.get("user").map(|f| accounts::user(&f).map(|uid| Who::User { uid }));
-    let group =
-        section.get("group").map(|f| accounts::group(&f).map(|gid| Who::Group { gid }));
+    let group = section.get("group").map(|f| accounts::group(&f).map(|gid| Who::Group { gid }));
     let volume = section.get("volume").map(|field| volume(&field, volumes));
     let anyone = section.get("any_host_user").map(|field| match field.boolean()? {
         true => Some(Who::AnyHostUser),
@@ -111,8 +110,7 @@ fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
         }
     });
     section.finish();
-    let mut given: Vec<Option<Who>> =
-        [user, group, volume, anyone].into_iter().flatten().collect();
+    let mut given: Vec<Option<Who>> = [user, group, volume, anyone].into_iter().flatten().collect();
     if given.is_empty() && !section.is_empty() {
         return None;
     }

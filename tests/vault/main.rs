@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod client;
 mod databases;
+mod rig;
 mod secrets;
 mod sessions;

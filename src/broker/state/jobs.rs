@@ -211,7 +211,9 @@ impl State {
             Pending::EndSession(token) => Some(self.endings.get(token)?.source.clone()),
             Pending::Probe(key) => Some(key.0.clone()),
             Pending::RevokeLease(source, ..) => Some(source.clone()),
-            Pending::Fetch(id, _) | Pending::RenewLease(id, _) | Pending::PersistLease(id) => Some(self.entries.get(id)?.key.secret.source.clone()),
+            Pending::Fetch(id, _) | Pending::RenewLease(id, _) | Pending::PersistLease(id) => {
+                Some(self.entries.get(id)?.key.secret.source.clone())
+            }
         }
     }
 
