@@ -96,23 +96,27 @@ impl State {
         key: LocalKey,
         operation: LocalOperation,
     ) {
-        let entry = self.locals.get(&key).filter(|l| l.consumer == *consumer).map(|l| l.entry);
-        let mut told = None;
-        if let Some(entry) = entry {
-            self.with_entry(entry, |state, entry| {
-                if operation == LocalOperation::Renew
-                    && let Some(held) = entry.current
-                    && state.locals.get(&key).is_some_and(|local| local.value == held.value)
-                {
-                    state.prolong(key, held.dead_at);
-                }
-                told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
-                if operation == LocalOperation::Revoke || told.is_none() {
-                    state.close_local(entry, key);
-                }
-            });
-        }
-        self.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+        let own = self.locals.get(&key).filter(|local| local.consumer == *consumer);
+        let entry = own.map(|local| local.entry).filter(|entry| self.entries.contains_key(entry));
+        let Some(entry) = entry else {
+            self.answer(waiter, Answer::Local(Err(LocalLeaseError::NotFound)));
+            return;
+        };
+        self.with_entry(entry, |state, entry| {
+            if operation == LocalOperation::Renew
+                && let Some(held) = entry.current
+                && state.locals.get(&key).is_some_and(|local| local.value == held.value)
+            {
+                state.prolong(key, held.dead_at);
+            }
+            let told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
+            let over = operation == LocalOperation::Revoke || told.is_none();
+            // Answered first: closing forgets the id that the answer names.
+            state.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+            if over {
+                state.close_local(entry, key);
+            }
+        });
     }
 
     /// Its time seems over; hits may have moved it without telling us, so ask before ending it.
