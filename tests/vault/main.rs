@@ -5,6 +5,7 @@
 mod support;
 
 mod client;
+mod consumers;
 mod databases;
 mod rig;
 mod secrets;

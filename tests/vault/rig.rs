@@ -15,7 +15,7 @@ use crate::support::testbed::Testbed;
 /// How long the agent and Vault may take for something that nothing delays on purpose.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// Every kind of mount is asked for; host users and the volume may read all of them.
+/// Every mount's kind is asked for; host users may read all of them.
 const CONFIG: &str = r#"
 [agent]
 runtime_dir = "{dir}/run"
@@ -32,15 +32,15 @@ mounts = { kv = "auto", secret = "auto", database = "auto" }
 name = "host"
 who = { any_host_user = true }
 paths = ["kv/**", "secret/**", "database/**"]
+"#;
 
+/// A volume that the agent does not have to mount, and may show all of them; its items follow.
+pub const VOLUME: &str = r#"
 [[grants]]
 name = "files"
 who = { volume = "shop" }
 paths = ["kv/**", "secret/**", "database/**"]
-"#;
 
-/// A volume that the agent does not have to mount; items follow.
-pub const VOLUME: &str = r#"
 [[volumes]]
 name = "shop"
 path = "{volumes}/shop"
@@ -65,11 +65,17 @@ impl Rig {
     /// Starts the agent on `bed` with these additions to the configuration and waits until it is
     /// ready.
     pub fn start(bed: Testbed, more: &[&str]) -> Rig {
+        Rig::start_with(bed, more, |config| config)
+    }
+
+    /// The same with a last change to the whole text.
+    pub fn start_with(bed: Testbed, more: &[&str], change: fn(String) -> String) -> Rig {
         let volumes = TempDir::with_prefix_in("volumes-", "/dev/shm").expect("create a directory");
         fs::create_dir(volumes.path().join("shop")).expect("create a directory");
-        let config = config(&bed, more);
         let path = volumes.path().to_str().expect("a readable path");
-        let agent = Agent::start(bed.dir.path(), &config.replace("{volumes}", path));
+        let config = format!("{CONFIG}{}", more.concat());
+        let config = config.replace("{vault}", &bed.vault.address).replace("{volumes}", path);
+        let agent = Agent::start(bed.dir.path(), &change(config));
         Rig { agent, bed, volumes }
     }
 
@@ -163,12 +169,6 @@ impl Drop for Rig {
             assert!(!output.contains("panicked"), "{}", self.agent.process.stderr());
         }
     }
-}
-
-/// The configuration on `bed`; `{volumes}` is still to be filled in.
-fn config(bed: &Testbed, more: &[&str]) -> String {
-    let text = format!("{CONFIG}{}", more.concat());
-    text.replace("{vault}", &bed.vault.address)
 }
 
 /// Whether an entry of Vault's audit log is about such a request of the agent, not of the harness.
