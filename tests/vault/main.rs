@@ -5,8 +5,10 @@
 mod support;
 
 mod client;
+mod confidentiality;
 mod consumers;
 mod databases;
 mod rig;
 mod secrets;
 mod sessions;
+mod statics;
