@@ -397,3 +397,20 @@ fn a_refused_login_purges_nothing_and_is_told_with_its_reason() {
     world.advance(seconds(1));
     assert_eq!(freshness(&world, again), Freshness::Miss);
 }
+
+#[test]
+fn a_refused_login_is_not_repeated_for_every_read_of_a_mount_of_unknown_kind() {
+    let mut world = World::new();
+    world.vault.login_denied = true;
+    for _ in 0..100 {
+        let waiter = world.read("auto/data/web", 1);
+        world.advance(Duration::from_millis(20));
+        assert_eq!(world.refused(waiter), Some(ErrorClass::Unreachable));
+    }
+    assert!(world.count("login-denied") <= 10, "{} in 2 s", world.count("login-denied"));
+    world.vault.login_denied = false;
+    world.advance(seconds(31));
+    let waiter = world.read("auto/data/web", 1);
+    world.advance(seconds(1));
+    assert_eq!(freshness(&world, waiter), Freshness::Miss);
+}

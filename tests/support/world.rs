@@ -281,6 +281,7 @@ impl World {
 
     fn login(&mut self, left_at: BootInstant) -> Result<Done, SourceError> {
         if self.vault.login_denied {
+            self.note("login-denied");
             return Err(SourceError::new(ErrorClass::Denied, "role not allowed"));
         }
         self.note("login");

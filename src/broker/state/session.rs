@@ -400,9 +400,11 @@ impl State {
             session.retiring.extract_if(.., |old| !in_use.contains(&old.token)).collect();
         let unheld =
             session.holders.is_empty() && session.waiting.is_empty() && !session.logging_in;
+        // A login that failed is remembered too, or every read would try it again.
+        let known = session.current.is_some() || session.retry_at.is_some_and(|at| at > now);
         if !unheld {
             session.linger_until = None;
-        } else if session.key.purpose == Purpose::Kv && session.current.is_some() {
+        } else if session.key.purpose == Purpose::Kv && known {
             session.linger_until.get_or_insert(now + LINGER);
         }
         let over = unheld && session.linger_until.is_none_or(|until| until <= now);
