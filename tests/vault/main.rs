@@ -6,9 +6,11 @@ mod support;
 
 mod client;
 mod confidentiality;
+mod connections;
 mod consumers;
 mod databases;
 mod rig;
 mod secrets;
 mod sessions;
 mod statics;
+mod volumes;

@@ -69,7 +69,7 @@ impl Rig {
     }
 
     /// The same with a last change to the whole text.
-    pub fn start_with(bed: Testbed, more: &[&str], change: fn(String) -> String) -> Rig {
+    pub fn start_with(bed: Testbed, more: &[&str], change: impl FnOnce(String) -> String) -> Rig {
         let volumes = TempDir::with_prefix_in("volumes-", "/dev/shm").expect("create a directory");
         fs::create_dir(volumes.path().join("shop")).expect("create a directory");
         let path = volumes.path().to_str().expect("a readable path");
