@@ -109,6 +109,12 @@ impl Generation {
             renewing: false,
         }
     }
+
+    /// Whether its successor is due or nearly so: what is made under it now would be made twice.
+    fn nears_its_end(&self, now: BootInstant) -> bool {
+        let soon = now + self.first_ttl / 20;
+        !self.renewable && self.expires_at.is_some() && self.renew_at.is_none_or(|at| at <= soon)
+    }
 }
 
 impl State {
@@ -167,11 +173,17 @@ impl State {
     }
 
     /// Goes on at once with a live token; else logs in, or fails with the last login's reason.
+    /// What would be minted under a token near its end waits for its successor, if one is to be had.
     pub(super) fn await_token_for(&mut self, id: SessionId, waiting: Waiting) {
         let now = self.now;
+        let mints = self.mints(&waiting);
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let live = session.current.as_ref().is_some_and(|t| t.expires_at.is_none_or(|at| at > now));
-        if live {
+        let login_failed = session.retry_at.is_some_and(|at| at > now) && !session.logging_in;
+        let usable = session.current.as_ref().is_some_and(|token| {
+            let live = token.expires_at.is_none_or(|at| at > now);
+            live && (!mints || login_failed || !token.nears_its_end(now))
+        });
+        if usable {
             self.wake(waiting);
             return;
         }
@@ -185,6 +197,11 @@ impl State {
         }
         session.waiting.push(waiting);
         self.start_login(id);
+    }
+
+    fn mints(&self, waiting: &Waiting) -> bool {
+        let Waiting::Entry(id) = waiting else { return false };
+        self.entries.get(id).is_some_and(|entry| entry.kind == PathKind::Minting)
     }
 
     fn start_login(&mut self, id: SessionId) {
