@@ -306,6 +306,19 @@ fn a_batch_token_is_succeeded_at_75_percent_with_its_leases_overlapping() {
 }
 
 #[test]
+fn nothing_is_minted_under_a_token_that_is_about_to_be_succeeded() {
+    for seed in 0..20 {
+        let mut world = World::with(Settings::default(), seed);
+        world.vault.token_kind = TokenKind::Batch;
+        // As Vault does: a lease ends with its batch token, so its renewal is cut short.
+        (world.vault.token_ttl, world.vault.lease_ttl, world.vault.lease_max_ttl) = (10, 10, 10);
+        world.subscribe(CREDS, 1);
+        world.advance(seconds(100));
+        assert_eq!(world.count("mint"), world.count("login"), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_token_near_its_max_ttl_is_succeeded_before_its_end() {
     let mut world = World::new();
     world.vault.token_ttl = 60;
@@ -396,4 +409,21 @@ fn a_refused_login_purges_nothing_and_is_told_with_its_reason() {
     let again = world.read(KV, 1);
     world.advance(seconds(1));
     assert_eq!(freshness(&world, again), Freshness::Miss);
+}
+
+#[test]
+fn a_refused_login_is_not_repeated_for_every_read_of_a_mount_of_unknown_kind() {
+    let mut world = World::new();
+    world.vault.login_denied = true;
+    for _ in 0..100 {
+        let waiter = world.read("auto/data/web", 1);
+        world.advance(Duration::from_millis(20));
+        assert_eq!(world.refused(waiter), Some(ErrorClass::Unreachable));
+    }
+    assert!(world.count("login-denied") <= 10, "{} in 2 s", world.count("login-denied"));
+    world.vault.login_denied = false;
+    world.advance(seconds(31));
+    let waiter = world.read("auto/data/web", 1);
+    world.advance(seconds(1));
+    assert_eq!(freshness(&world, waiter), Freshness::Miss);
 }

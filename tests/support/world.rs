@@ -190,6 +190,9 @@ impl World {
                     let (_, times) = self.published[entry];
                     assert!(self.now < times.dead_at, "a dead value is served");
                 }
+                if let Answer::Local(Ok(terms)) = &answer {
+                    assert!(self.told.contains_key(&terms.local), "its id is already forgotten");
+                }
                 assert!(self.answers.insert(waiter, answer).is_none(), "answered twice");
             }
             Effect::Notify { subscription, entry, problem } => {
@@ -280,6 +283,7 @@ impl World {
 
     fn login(&mut self, left_at: BootInstant) -> Result<Done, SourceError> {
         if self.vault.login_denied {
+            self.note("login-denied");
             return Err(SourceError::new(ErrorClass::Denied, "role not allowed"));
         }
         self.note("login");

@@ -4,6 +4,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod client;
+mod confidentiality;
+mod connections;
+mod consumers;
 mod databases;
+mod rig;
 mod secrets;
 mod sessions;
+mod statics;
+mod volumes;

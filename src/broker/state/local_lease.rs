@@ -1,4 +1,4 @@
-//! Local leases: what a socket caller holds on a dynamic secret. Its end ends the interest.
+//! Local leases: what a socket caller holds on a dynamic secret. Its end is the end of the interest.
 
 use super::cache::Entry;
 use super::{State, Timer};
@@ -96,27 +96,27 @@ impl State {
         key: LocalKey,
         operation: LocalOperation,
     ) {
-        let entry = self.locals.get(&key).filter(|l| l.consumer == *consumer).map(|l| l.entry);
-        if let Some(entry) = entry {
-            self.with_entry(entry, |state, entry| {
-                if operation == LocalOperation::Renew
-                    && let Some(held) = entry.current
-                    && state.locals.get(&key).is_some_and(|local| local.value == held.value)
-                {
-                    state.prolong(key, held.dead_at);
-                }
-                let told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
-                let over = operation == LocalOperation::Revoke || told.is_none();
-                // The answer still names the lease, so it comes before the lease is forgotten.
-                let answer = told.ok_or(LocalLeaseError::NotFound);
-                state.answer(waiter, Answer::Local(answer));
-                if over {
-                    state.close_local(entry, key);
-                }
-            });
+        let own = self.locals.get(&key).filter(|local| local.consumer == *consumer);
+        let entry = own.map(|local| local.entry).filter(|entry| self.entries.contains_key(entry));
+        let Some(entry) = entry else {
+            self.answer(waiter, Answer::Local(Err(LocalLeaseError::NotFound)));
             return;
-        }
-        self.answer(waiter, Answer::Local(Err(LocalLeaseError::NotFound)));
+        };
+        self.with_entry(entry, |state, entry| {
+            if operation == LocalOperation::Renew
+                && let Some(held) = entry.current
+                && state.locals.get(&key).is_some_and(|local| local.value == held.value)
+            {
+                state.prolong(key, held.dead_at);
+            }
+            let told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
+            let over = operation == LocalOperation::Revoke || told.is_none();
+            // Answered first: closing forgets the id that the answer names.
+            state.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+            if over {
+                state.close_local(entry, key);
+            }
+        });
     }
 
     /// Its time seems over; hits may have moved it without telling us, so ask before ending it.

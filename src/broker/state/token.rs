@@ -60,6 +60,12 @@ impl Generation {
             renewing: false,
         }
     }
+
+    /// Whether its successor is due or nearly so: what is made under it now would be made twice.
+    pub(super) fn nears_its_end(&self, now: BootInstant) -> bool {
+        let soon = now + self.first_ttl / 20;
+        !self.renewable && self.expires_at.is_some() && self.renew_at.is_none_or(|at| at <= soon)
+    }
 }
 
 impl State {
