@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::jobs::Job;
 use super::{FollowUp, State, Timer};
-use crate::broker::event::{EntryId, SessionId, TokenId};
+use crate::broker::event::{Effect, EntryId, SessionId, TokenId};
 use crate::broker::lease::{backoff_delay, renew_after, retry_delay};
 use crate::clock::BootInstant;
 use crate::domain::SourceName;
@@ -137,7 +137,7 @@ impl State {
         let retiring = session.retiring.len();
         session.retiring.retain(|generation| generation.token != token);
         if known || session.retiring.len() != retiring {
-            self.effects.push(crate::broker::event::Effect::DropToken(token));
+            self.effects.push(Effect::DropToken(token));
             self.lose_leases_under(id, token);
         }
         self.check_session(id);
@@ -183,7 +183,7 @@ impl State {
             self.deadlines.insert((at, Timer::Ending(token)));
         } else {
             self.endings.remove(&token);
-            self.effects.push(crate::broker::event::Effect::DropToken(token));
+            self.effects.push(Effect::DropToken(token));
         }
     }
 
