@@ -11,11 +11,12 @@ import (
 type openBao struct{ *api.Client }
 
 func newOpenBao(r *recorder) (client, error) {
-	c, err := api.NewClient(nil)
+	config := api.DefaultConfig()
+	c, err := api.NewClient(config)
 	if err != nil {
 		return nil, err
 	}
-	r.wrap(c.CloneConfig().HttpClient)
+	r.wrap(config.HttpClient)
 	return openBao{c}, nil
 }
 

@@ -11,11 +11,12 @@ import (
 type vault struct{ *api.Client }
 
 func newVault(r *recorder) (client, error) {
-	c, err := api.NewClient(nil)
+	config := api.DefaultConfig()
+	c, err := api.NewClient(config)
 	if err != nil {
 		return nil, err
 	}
-	r.wrap(c.CloneConfig().HttpClient)
+	r.wrap(config.HttpClient)
 	return vault{c}, nil
 }
 
