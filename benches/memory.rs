@@ -1,0 +1,183 @@
+//! Resident memory of the agent, idle and with 10 000 cached secrets of 1 KiB.
+//!
+//! The release binary is asked for each secret once over its socket, and `VmRSS` is read from
+//! `/proc`. Two sources: a Vault (scripted, in this process), where the agent holds the cache only,
+//! and a local file, whose values the agent also holds encrypted. Target: under 20 MiB idle, under
+//! 60 MiB with 10 000 secrets.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, io};
+
+#[path = "../tests/support/agent.rs"]
+#[allow(dead_code, reason = "tests use more of it")]
+mod agent;
+#[path = "../tests/support/fake_vault.rs"]
+mod fake_vault;
+#[path = "../tests/support/process.rs"]
+#[allow(dead_code, reason = "tests use more of it")]
+mod process;
+#[path = "support/reader.rs"]
+mod reader;
+#[path = "support/report.rs"]
+mod report;
+
+use agent::Agent;
+use fake_vault::{Answer, FakeVault};
+use reader::Reader;
+use serde_json::json;
+
+const SECRETS: usize = 10_000;
+const SECRET_BYTES: usize = 1024;
+const IDLE_MOST: f64 = 20.0;
+const FULL_MOST: f64 = 60.0;
+/// After the last read, for what the agent does in the background.
+const PAUSE: Duration = Duration::from_millis(500);
+const CONFIG: &str = r#"
+[agent]
+runtime_dir = "{dir}/run"
+log = "warn"
+[cache]
+ttl = "1h"
+[limits]
+requests_per_second_per_user = 1000000
+upstream_per_second = 1000000
+[[grants]]
+name = "bench"
+who = { any_host_user = true }
+paths = ["secret/data/shop/*"]
+"#;
+const LOCAL: &str = r#"
+[sources.local]
+kind = "local"
+file = "{dir}/secrets.toml"
+"#;
+
+fn main() -> io::Result<()> {
+    let mut rows = Vec::new();
+    for (source, secrets) in [("Vault", 1), ("Vault", SECRETS), ("local", 1), ("local", SECRETS)] {
+        let dir = tempfile::TempDir::with_prefix("bench-")?;
+        let vault = (source == "Vault").then(|| scripted(secrets));
+        let upstream = match &vault {
+            Some(vault) => vault_config(dir.path(), &vault.url())?,
+            None => {
+                fs::write(dir.path().join("secrets.toml"), local_file(secrets))?;
+                LOCAL.to_owned()
+            }
+        };
+        let agent = Agent::start(dir.path(), &format!("{CONFIG}{upstream}"));
+        if secrets > 1 {
+            read_all(&agent, secrets)?;
+        }
+        std::thread::sleep(PAUSE);
+        rows.push(row(source, secrets, Memory::of(agent_pid(&agent))?));
+    }
+    let columns = ["source", "cached", "RSS", "anonymous", "program", "peak", "target"];
+    report::print("Memory of the agent, MiB", columns, &rows);
+    Ok(())
+}
+
+fn row(source: &str, secrets: usize, memory: Memory) -> [String; 7] {
+    let most = if secrets > 1 { FULL_MOST } else { IDLE_MOST };
+    let mebibytes = |kibibytes: f64| format!("{:.1}", kibibytes / 1024.0);
+    [
+        source.to_owned(),
+        if secrets > 1 { format!("{secrets} × {SECRET_BYTES} bytes") } else { "0".to_owned() },
+        mebibytes(memory.resident),
+        mebibytes(memory.anonymous),
+        mebibytes(memory.file),
+        mebibytes(memory.peak),
+        report::verdict(format!("< {most}"), memory.resident / 1024.0 < most),
+    ]
+}
+
+/// Kibibytes, as `/proc/PID/status` has them.
+struct Memory {
+    resident: f64,
+    anonymous: f64,
+    file: f64,
+    peak: f64,
+}
+
+impl Memory {
+    fn of(pid: u32) -> io::Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            number.ok_or_else(|| io::Error::other(format!("no {name} in the process's status")))
+        };
+        Ok(Self {
+            resident: field("VmRSS:")?,
+            anonymous: field("RssAnon:")?,
+            file: field("RssFile:")?,
+            peak: field("VmHWM:")?,
+        })
+    }
+}
+
+/// The child was started through `setpriv`, which became the agent.
+fn agent_pid(agent: &Agent) -> u32 {
+    agent.process.pid()
+}
+
+fn path(number: usize) -> String {
+    format!("secret/data/shop/app-{number:05}")
+}
+
+/// A value that makes the secret's JSON object as long as it is to be.
+fn password(number: usize) -> String {
+    let length = SECRET_BYTES - r#"{"password":""}"#.len();
+    format!("{number:0>length$}")
+}
+
+fn read_all(agent: &Agent, secrets: usize) -> io::Result<()> {
+    let mut reader = Reader::connect(&agent.host_socket(), Duration::from_secs(10))?;
+    // Twice: afterwards everything is known to come from the cache.
+    for _ in 0..2 {
+        for number in 0..secrets {
+            let (status, body) = reader.read(&path(number))?;
+            assert_eq!(status, 200, "{}: {body}", path(number));
+            assert!(body.contains(&password(number)), "another secret's value");
+        }
+    }
+    Ok(())
+}
+
+fn scripted(secrets: usize) -> FakeVault {
+    let vault = FakeVault::start();
+    vault.answer("POST", "/v1/auth/kubernetes/login", Answer::auth("hvs.bench", 3600));
+    for number in 0..secrets {
+        let data = json!({
+            "data": { "password": password(number) },
+            "metadata": {
+                "created_time": "2026-01-01T00:00:00.000000000Z", "custom_metadata": null,
+                "deletion_time": "", "destroyed": false, "version": 1,
+            },
+        });
+        let answer = Answer::envelope(json!({ "data": data }));
+        vault.answer("GET", &format!("/v1/{}", path(number)), answer);
+    }
+    vault
+}
+
+fn vault_config(dir: &Path, url: &str) -> io::Result<String> {
+    let token = dir.join("token");
+    fs::write(&token, "header.payload.signature")?;
+    Ok(format!(
+        "[sources.vault]\nkind = \"vault\"\naddress = \"{url}\"\nrole = \"broker\"\n\
+         token_file = \"{}\"\n[sources.vault.mounts]\nsecret = \"kv2\"\n",
+        token.display()
+    ))
+}
+
+fn local_file(secrets: usize) -> String {
+    let mut text = "[mounts.secret.secrets]\n".to_owned();
+    for number in 0..secrets {
+        let name = path(number).replace("secret/data/", "");
+        writeln!(text, "\"{name}\" = {{ password = \"{}\" }}", password(number))
+            .expect("a string takes every line");
+    }
+    text
+}

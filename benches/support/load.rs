@@ -1,0 +1,140 @@
+//! A closed loop of clients on a Unix socket: raw bytes out, whole replies in, latencies kept.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+use crate::report::percentile;
+
+/// How clients connect.
+#[derive(Clone, Copy)]
+pub enum Connections {
+    /// This many, each kept open.
+    Kept(usize),
+    /// This many clients, each with a new connection for every request.
+    New(usize),
+}
+
+/// What a load saw.
+pub struct Seen {
+    pub per_second: f64,
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
+/// Asks for `target` over `socket` during `length`. Anything but a complete 200 is an error.
+pub fn run(
+    socket: &Path,
+    target: &str,
+    connections: Connections,
+    length: Duration,
+) -> io::Result<Seen> {
+    // One thread: the second core of the smallest machine belongs to the server.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (clients, kept) = match connections {
+        Connections::Kept(clients) => (clients, true),
+        Connections::New(clients) => (clients, false),
+    };
+    let end = if kept { "" } else { "connection: close\r\n" };
+    let request = format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n{end}\r\n").into_bytes();
+    runtime.block_on(async {
+        let mut tasks = JoinSet::new();
+        let started = Instant::now();
+        for _ in 0..clients {
+            let (socket, request) = (socket.to_owned(), request.clone());
+            tasks.spawn(async move {
+                match kept {
+                    true => keep_alive(&socket, &request, started, length).await,
+                    false => reconnect(&socket, &request, started, length).await,
+                }
+            });
+        }
+        let mut nanos = Vec::new();
+        while let Some(done) = tasks.join_next().await {
+            nanos.extend(done.map_err(io::Error::other)??);
+        }
+        let elapsed = started.elapsed();
+        nanos.sort_unstable();
+        Ok(Seen {
+            per_second: nanos.len() as f64 / elapsed.as_secs_f64(),
+            p50: percentile(&nanos, 0.50),
+            p99: percentile(&nanos, 0.99),
+        })
+    })
+}
+
+async fn keep_alive(
+    socket: &Path,
+    request: &[u8],
+    started: Instant,
+    length: Duration,
+) -> io::Result<Vec<u32>> {
+    let mut nanos = Vec::new();
+    let mut stream = UnixStream::connect(socket).await?;
+    let mut buffer = vec![0; 16 * 1024];
+    while started.elapsed() < length {
+        let sent = Instant::now();
+        exchange(&mut stream, request, &mut buffer).await?;
+        nanos.push(nanos_since(sent));
+    }
+    Ok(nanos)
+}
+
+async fn reconnect(
+    socket: &Path,
+    request: &[u8],
+    started: Instant,
+    length: Duration,
+) -> io::Result<Vec<u32>> {
+    let mut nanos = Vec::new();
+    let mut buffer = vec![0; 16 * 1024];
+    while started.elapsed() < length {
+        let sent = Instant::now();
+        let mut stream = UnixStream::connect(socket).await?;
+        exchange(&mut stream, request, &mut buffer).await?;
+        nanos.push(nanos_since(sent));
+    }
+    Ok(nanos)
+}
+
+fn nanos_since(sent: Instant) -> u32 {
+    u32::try_from(sent.elapsed().as_nanos()).unwrap_or(u32::MAX)
+}
+
+/// One request and its reply, which must fit the buffer.
+async fn exchange(stream: &mut UnixStream, request: &[u8], buffer: &mut [u8]) -> io::Result<()> {
+    stream.write_all(request).await?;
+    let mut filled = 0;
+    loop {
+        match stream.read(&mut buffer[filled..]).await? {
+            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "half a reply")),
+            read => filled += read,
+        }
+        if complete(&buffer[..filled])? {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether this is a whole reply; an error if it is not a 200.
+fn complete(reply: &[u8]) -> io::Result<bool> {
+    let Some(head) = find(reply, b"\r\n\r\n") else { return Ok(false) };
+    if !reply.starts_with(b"HTTP/1.1 200 ") {
+        let text = String::from_utf8_lossy(reply).into_owned();
+        return Err(io::Error::other(format!("not a 200: {text}")));
+    }
+    let length = find(&reply[..head], b"content-length: ").and_then(|at| {
+        let digits = reply[at + 16..head].iter().take_while(|byte| byte.is_ascii_digit());
+        std::str::from_utf8(&digits.copied().collect::<Vec<u8>>()).ok()?.parse::<usize>().ok()
+    });
+    let length = length.ok_or_else(|| io::Error::other("no content-length"))?;
+    Ok(reply.len() >= head + 4 + length)
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
+}
