@@ -5,7 +5,7 @@
 mod world;
 
 use secrets_broker::broker::Freshness;
-use secrets_broker::broker::event::{Answer, LocalKey, LocalOperation, WaiterId};
+use secrets_broker::broker::event::{Answer, Event, LocalKey, LocalOperation, WaiterId};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::source::{ErrorClass, TokenKind};
 use std::time::Duration;
@@ -181,6 +181,35 @@ fn an_unread_local_lease_ends_the_interest_and_a_hit_or_renewal_prolongs_it() {
     let gone = world.local(1, local, LocalOperation::Lookup);
     assert!(matches!(gone, Answer::Local(Err(_))));
     assert_eq!(world.count("mint"), 1);
+}
+
+#[test]
+fn a_holder_that_renews_late_in_the_grant_gets_a_real_renewal_and_never_a_new_credential() {
+    let mut world = World::new();
+    world.vault.lease_max_ttl = 1000;
+    let waiter = world.read(CREDS, 1);
+    world.advance(seconds(10));
+    let local = local_of(&world, waiter);
+    let told = |answer: &Answer| match answer {
+        Answer::Local(Ok(terms)) => terms.duration,
+        other => panic!("not renewed: {other:?}"),
+    };
+    // Half of the grant is over: nothing upstream, the real rest.
+    let early = world.local(1, local, LocalOperation::Renew);
+    assert!(told(&early) <= seconds(11) && world.count("renew") == 0);
+    world.advance(Duration::from_millis(3_300));
+    let late = WaiterId(1_000_000);
+    let consumer = secrets_broker::domain::ConsumerId::host_user(1);
+    world.step(Event::Local { waiter: late, consumer, local, operation: LocalOperation::Renew });
+    assert!(!world.answers.contains_key(&late), "answered before the real renewal");
+    world.advance(Duration::from_millis(100));
+    assert!(told(&world.answers[&late]) > seconds(19));
+    assert_eq!((world.count("renew"), world.count("mint")), (1, 1));
+    // While renewals fail nobody waits for one: what remains is told at once.
+    world.vault.renewals_fail = true;
+    world.advance(seconds(16));
+    let failing = world.local(1, local, LocalOperation::Renew);
+    assert!(told(&failing) < seconds(5));
 }
 
 #[test]

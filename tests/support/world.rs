@@ -80,6 +80,7 @@ pub struct World {
     pub state: State,
     pub now: BootInstant,
     pub vault: Vault,
+    pub asked: BTreeSet<WaiterId>,
     pub answers: BTreeMap<WaiterId, Answer>,
     pub levels: BTreeMap<SubscriptionId, Level>,
     pub published: BTreeMap<EntryId, (ValueId, PublishedTimes)>,
@@ -132,6 +133,7 @@ impl World {
             state: State::new(settings, &["vault".parse().unwrap()], now, seed),
             now,
             vault: Vault::default(),
+            asked: BTreeSet::new(),
             answers: BTreeMap::new(),
             levels: BTreeMap::new(),
             published: BTreeMap::new(),
@@ -392,7 +394,7 @@ impl World {
     }
 
     pub fn read(&mut self, path: &str, consumer: u32) -> WaiterId {
-        let waiter = WaiterId(self.id());
+        let waiter = self.waiter();
         self.step(Event::Read { waiter, want: want(path, consumer) });
         waiter
     }
@@ -407,11 +409,28 @@ impl World {
         self.step(Event::Unsubscribe { subscription });
     }
 
-    pub fn local(&mut self, consumer: u32, local: LocalKey, operation: LocalOperation) -> Answer {
-        let waiter = WaiterId(self.id());
+    /// Asks for an operation on a local lease; a renewal may be answered later.
+    pub fn ask_local(
+        &mut self,
+        consumer: u32,
+        local: LocalKey,
+        operation: LocalOperation,
+    ) -> WaiterId {
+        let waiter = self.waiter();
         let consumer = ConsumerId::host_user(consumer);
         self.step(Event::Local { waiter, consumer, local, operation });
+        waiter
+    }
+
+    pub fn local(&mut self, consumer: u32, local: LocalKey, operation: LocalOperation) -> Answer {
+        let waiter = self.ask_local(consumer, local, operation);
         self.answers[&waiter].clone()
+    }
+
+    fn waiter(&mut self) -> WaiterId {
+        let waiter = WaiterId(self.id());
+        self.asked.insert(waiter);
+        waiter
     }
 
     pub fn refused(&self, waiter: WaiterId) -> Option<ErrorClass> {

@@ -259,6 +259,13 @@ impl State {
         }
     }
 
+    /// The source answers again: a login that backed off may be tried at once.
+    pub(super) fn sessions_recovered(&mut self, source: &SourceName) {
+        for session in self.sessions.values_mut().filter(|s| s.key.source == *source) {
+            session.retry_at = None;
+        }
+    }
+
     pub(super) fn holders(&self, id: SessionId) -> Vec<EntryId> {
         self.sessions
             .get(&id)
