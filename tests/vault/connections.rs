@@ -98,7 +98,12 @@ fn an_agent_without_a_usable_token_file_says_so_and_begins_when_there_is_one() {
     let token = fs::read_to_string(&bed.token_file).expect("read the token");
     fs::write(&bed.token_file, format!("{token}\n")).expect("write the file");
     let rig = Rig::start(bed, &[VOLUME, WEB_FILE]);
-    eprintln!("{}", rig.agent.read(WEB).body);
+    let answer = rig.agent.read(WEB);
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    for word in ["token_file", "line end", "write the token alone into it"] {
+        assert!(answer.body.contains(word), "{}", answer.body);
+    }
+    assert!(!answer.body.contains(&token));
     rig.bed.rotate_token();
     eventually(Duration::from_secs(15), "the file", || rig.path("web.json").exists());
 }
