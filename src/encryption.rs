@@ -29,6 +29,8 @@ const IV_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
 /// A key file holds 64 digits and a line end; anything longer than this is some other file.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
+/// One byte more, so that reading to the end never grows and copies the buffer.
+const KEY_FILE_CAPACITY: usize = 4097;
 /// What every encrypted value starts with.
 const PREFIX: &str = "ENC:";
 
@@ -112,7 +114,7 @@ impl Key {
         if let Some(problem) = exposure(metadata.uid(), metadata.mode(), own_uid) {
             return Err(KeyError::Exposed { file: path.to_owned(), problem });
         }
-        let mut text = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize + 1));
+        let mut text = Zeroizing::new(Vec::with_capacity(KEY_FILE_CAPACITY));
         file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut text).map_err(read_error)?;
         Self::from_hex(&text)
             .map_err(|problem| KeyError::FileFormat { file: path.to_owned(), problem })

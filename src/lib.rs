@@ -3,6 +3,15 @@
 //! both as zeroized tmpfs files and over Unix sockets.
 
 #![deny(unsafe_code)]
+#![warn(missing_docs)]
+// A `pub` nobody can reach hides dead code from the compiler.
+#![warn(unreachable_pub)]
+// A panic takes a node's secrets service down: `expect` with the invariant, or an error.
+#![cfg_attr(not(test), warn(clippy::panic, clippy::unwrap_used))]
+// Output of its own would mix with the audit log; the command line says so where it prints.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+// Numbers that change silently.
+#![warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 pub mod app;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! Stages and supervision: long-lived tasks in one supervised set, stopped in the order of the data.
+//! Stages and supervision: long-lived tasks in one set, stopped in the order of the data.
 //!
 //! not ready → `intake` cancelled: listeners stop accepting, replies finish → `work` cancelled:
 //! the broker takes no new effects, running renewals and file swaps finish → audit flushed.

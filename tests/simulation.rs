@@ -11,7 +11,7 @@ use secrets_broker::broker::settings::Settings;
 use secrets_broker::source::TokenKind;
 use world::{World, seconds};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 100;
 const STEPS: usize = 400;
 
 fn disturb(world: &mut World, rng: &mut fastrand::Rng) {

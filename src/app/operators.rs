@@ -14,7 +14,9 @@ use crate::broker::report::Report;
 use crate::broker::{Broker, ReadError, ResolveError};
 use crate::clock::BootInstant;
 use crate::delivery::socket::{OperatorApi, Refusal, Viewer};
-use crate::domain::{LoginIdentity, SecretRef, SourceName, Spelling, VolumeName};
+use crate::domain::{
+    EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
+};
 use crate::identity::{Identity, Listener, ProofStrength};
 use crate::policy::{Policy, PolicyConfig, Who};
 use crate::source::local::LocalSource;
@@ -65,8 +67,8 @@ impl OperatorApi for Operators {
         path: &str,
         as_id: Option<&str>,
     ) -> Result<Value, Refusal> {
-        let secret = self.secret(path).await?;
         let (report, volumes) = self.seen_by(viewer).await?;
+        let secret = self.secret(path, &report).await?;
         let identities = match (viewer, as_id) {
             (Viewer::Caller(identity), _) => vec![identity.clone()],
             (Viewer::Operator, Some(id)) => vec![identity_of(id)?],
@@ -124,7 +126,9 @@ impl Operators {
         }
     }
 
-    async fn secret(&self, path: &str) -> Result<SecretRef, Refusal> {
+    /// The canonical reference. In an outage a mount of kind `auto` may not be known yet: then
+    /// whichever reading is cached is meant, else the path as it is written.
+    async fn secret(&self, path: &str, report: &Report) -> Result<SecretRef, Refusal> {
         let (source, path) = self.source_and_path(path);
         let spelling: Spelling =
             path.parse().map_err(|error| Refusal::bad_request(format!("{error}")))?;
@@ -134,7 +138,19 @@ impl Operators {
             Err(ResolveError::Read(error @ ReadError::NoMount { .. })) => {
                 Err(Refusal::new(StatusCode::NOT_FOUND, error.to_string()))
             }
-            Err(ResolveError::Read(error)) => Err(Refusal::unavailable(error.to_string(), 1)),
+            Err(ResolveError::Read(ReadError::Source { .. })) => {
+                let located = self.sources.get(&source).and_then(|s| s.mount_of(&spelling.path));
+                let as_kv2 = located.and_then(|mount| {
+                    let kv2 = Mount { path: mount.path, kind: EngineKind::Kv2 };
+                    spelling.canonical(&kv2).ok()
+                });
+                let reference = |path| SecretRef { source: source.clone(), path, version: None };
+                let cached =
+                    |secret: &SecretRef| report.secrets.iter().any(|s| s.secret == *secret);
+                let as_kv2 = as_kv2.map(reference).filter(cached);
+                Ok(as_kv2.unwrap_or_else(|| reference(spelling.path.clone())))
+            }
+            Err(ResolveError::Read(error)) => Err(busy(error)),
             Err(ResolveError::Spelling(error)) => Err(Refusal::bad_request(error.to_string())),
         }
     }

@@ -1,4 +1,5 @@
-//! Reload: a changed configuration file or SIGHUP puts new policy in force; a bad file changes nothing.
+//! Reload: a changed configuration file or SIGHUP puts new policy in force; a bad file changes
+//! nothing.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,7 +42,8 @@ pub(super) fn fingerprint(config: &Config) -> String {
         config;
     let volumes = &config.volumes;
     format!(
-        "{agent:?}{sources:?}{default_source}{broker:?}{sockets:?}{socket_limits:?}{audit:?}{volumes:?}"
+        "{agent:?}{sources:?}{default_source}{broker:?}{sockets:?}{socket_limits:?}{audit:?}\
+         {volumes:?}"
     )
 }
 

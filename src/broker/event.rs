@@ -9,71 +9,15 @@
 
 use std::time::Duration;
 
+pub use crate::broker::ids::{
+    CacheKey, EffectId, EntryId, LocalKey, SessionId, SubscriptionId, TokenId, ValueId, WaiterId,
+};
 use crate::broker::{Freshness, LocalLeaseError, Problem, ReadError};
 use crate::clock::BootInstant;
 use crate::domain::{
     ConsumerId, LoginIdentity, Mount, PathKind, SecretPath, SecretRef, SourceName,
 };
 use crate::source::{ConfiguredMount, LeaseTerms, SourceError, TokenGrant, TokenKind};
-
-macro_rules! id_type {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(pub u64);
-    };
-}
-
-id_type!(
-    /// A cache entry; never reused.
-    EntryId
-);
-id_type!(
-    /// A session; never reused.
-    SessionId
-);
-id_type!(
-    /// An effect; never reused.
-    EffectId
-);
-id_type!(
-    /// Somebody waiting for an answer.
-    WaiterId
-);
-id_type!(
-    /// A standing interest of a volume.
-    SubscriptionId
-);
-id_type!(
-    /// A local lease.
-    LocalKey
-);
-id_type!(
-    /// A token in the store.
-    TokenId
-);
-
-/// Stands for fetched bytes in the store: their length and keyed fingerprint, never the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ValueId {
-    /// Unique in this process.
-    pub id: u64,
-    /// Length in bytes.
-    pub len: usize,
-    /// Keyed: equal means equal content within this process.
-    pub fingerprint: u64,
-}
-
-/// What makes two reads the same read.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CacheKey {
-    /// Source, API path and pinned version.
-    pub secret: SecretRef,
-    /// Whose identity is used upstream.
-    pub login: LoginIdentity,
-    /// The owner of a dynamic credential; `None` for what is shared.
-    pub consumer: Option<ConsumerId>,
-}
 
 /// What is asked for and by whom, after policy allowed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -287,6 +231,8 @@ pub enum Effect {
         /// With what.
         answer: Answer,
     },
+    /// A subscription could not be kept: after its last level its holder may subscribe anew.
+    EndSubscription(SubscriptionId),
     /// Tell a subscriber the current level.
     Notify {
         /// Whom.

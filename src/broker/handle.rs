@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::report::Report;
+use super::request::Request;
 use super::snapshot::Snapshot;
-use super::task::Request;
 use super::{Freshness, LocalLease, LocalLeaseError, ReadError, Reply, ResolveError, Subscription};
 use crate::audit::Audit;
 use crate::broker::event::{CacheKey, LocalOperation, Want};

@@ -2,13 +2,14 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`state`] | the pure core: `step(now, Event) -> Vec<Effect>`; no IO, clock, lock or secret byte |
+//! | [`state`] | the pure core: `step(now, Event) -> Vec<Effect>`; no IO, clock or secret byte |
 //! | [`lease`], [`budget`] | pure rules it uses: 75 % and retries; caps, rate and breaker |
 //! | `store` | the bytes, tokens and lease ids that the core's opaque ids stand for |
 //! | `snapshot` | published entries: a hit is served from here without entering the task |
 //! | [`task`] | the only task: runs effects, feeds outcomes back, publishes |
 //!
-//! Reads and subscriptions need an [`Authorized`](crate::policy::Authorized), which only `policy` can construct.
+//! Reads and subscriptions need an [`Authorized`](crate::policy::Authorized), which only `policy`
+//! can construct.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,10 @@ pub mod budget;
 mod calls;
 pub mod event;
 mod handle;
+mod ids;
 pub mod lease;
 pub mod report;
+mod request;
 pub mod settings;
 mod snapshot;
 pub mod state;
@@ -61,6 +64,12 @@ pub struct DataView {
 }
 
 impl DataView {
+    /// Marks `data` inside `envelope`; the range must lie inside it.
+    pub fn new(envelope: Arc<SecretBytes>, data: std::ops::Range<usize>) -> Self {
+        assert!(data.start <= data.end && data.end <= envelope.len(), "data lies inside");
+        Self { envelope, data }
+    }
+
     /// The JSON object under `data`.
     pub fn expose(&self) -> &[u8] {
         &self.envelope.expose()[self.data.clone()]
@@ -206,7 +215,7 @@ pub struct Problem {
 /// A standing interest in one secret; dropping it ends the interest.
 pub struct Subscription {
     updates: watch::Receiver<Update>,
-    _release: task::Release,
+    _release: request::Release,
 }
 
 impl Subscription {

@@ -1,4 +1,4 @@
-//! What the broker tells operators: plain data, ids and times, never a secret byte or full lease id.
+//! What the broker tells operators: plain data, ids and times; no secret byte, no full lease id.
 
 use std::time::Duration;
 

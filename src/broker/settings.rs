@@ -24,7 +24,8 @@ pub struct CacheTimes {
     pub ttl: Duration,
     /// Total age at which a KV value stops being served at all.
     pub max_stale: Duration,
-    /// How long a replaced credential is kept; `None` is 10 % of the lease, at least 60 s where it fits.
+    /// How long a replaced credential is kept; `None` is 10 % of the lease, at least 60 s where it
+    /// fits.
     pub overlap: Option<Duration>,
 }
 

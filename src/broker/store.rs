@@ -57,7 +57,7 @@ impl Store {
 
     pub(super) fn view(&self, value: ValueId) -> Option<DataView> {
         let stored = self.values.get(&value.id)?;
-        Some(DataView { envelope: Arc::clone(&stored.envelope), data: stored.data.clone() })
+        Some(DataView::new(Arc::clone(&stored.envelope), stored.data.clone()))
     }
 
     pub(super) fn lease(&self, value: ValueId) -> Option<Arc<LeaseId>> {

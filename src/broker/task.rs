@@ -1,20 +1,20 @@
 //! The broker task: the only writer. Runs the core's effects and feeds their outcomes back.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::calls::{self, Returned};
 use super::event::{
-    Answer, CacheKey, Effect, EntryId, Event, LocalKey, LocalOperation, LocalTerms, PublishedTimes,
-    SubscriptionId, ValueId, WaiterId, Want,
+    Answer, CacheKey, Effect, EntryId, Event, LocalKey, LocalTerms, PublishedTimes, SubscriptionId,
+    ValueId, WaiterId, Want,
 };
-use super::report::Report;
+use super::request::{Release, Released, Request, Waiting};
 use super::settings::Settings;
 use super::snapshot::Snapshot;
 use super::state::State;
@@ -24,75 +24,13 @@ use super::{
 };
 use crate::audit::Audit;
 use crate::clock::{BootInstant, BootTimer};
-use crate::domain::{
-    ConsumerId, LocalLeaseId, LoginIdentity, Mount, SecretPath, SecretRef, SourceName,
-};
-use crate::source::{ConfiguredMount, SharedSource};
+use crate::domain::{LocalLeaseId, SecretPath, SourceName};
+use crate::source::SharedSource;
 
 /// Requests that may wait for the task. Each waits for an answer, so connections bound this too.
 const REQUESTS_MAX: usize = 1024;
 /// How long running calls may take to come back when the task stops.
 const DRAIN: Duration = Duration::from_secs(3);
-
-/// What a handle asks of the task.
-pub(super) enum Request {
-    Read {
-        want: Want,
-        reply: oneshot::Sender<Result<Reply, ReadError>>,
-    },
-    Subscribe {
-        want: Want,
-        reply: oneshot::Sender<Subscription>,
-    },
-    Resolve {
-        source: SourceName,
-        login: LoginIdentity,
-        mount: ConfiguredMount,
-        path: SecretPath,
-        reply: oneshot::Sender<Result<Mount, ReadError>>,
-    },
-    Refresh {
-        secret: SecretRef,
-        reply: oneshot::Sender<usize>,
-    },
-    Local {
-        consumer: ConsumerId,
-        id: LocalLeaseId,
-        operation: LocalOperation,
-        reply: oneshot::Sender<Result<LocalLease, LocalLeaseError>>,
-    },
-    Report {
-        reply: oneshot::Sender<Report>,
-    },
-}
-
-/// Whom an answer goes to.
-enum Waiting {
-    Read(oneshot::Sender<Result<Reply, ReadError>>),
-    Resolve(oneshot::Sender<Result<Mount, ReadError>>),
-    Refresh(oneshot::Sender<usize>),
-    Local(oneshot::Sender<Result<LocalLease, LocalLeaseError>>),
-}
-
-/// Subscriptions that were dropped: a drop cannot wait, so it leaves a note.
-#[derive(Default)]
-struct Released {
-    ids: Mutex<Vec<SubscriptionId>>,
-    noticed: Notify,
-}
-
-/// Ends a subscription when it is dropped.
-pub struct Release {
-    id: SubscriptionId,
-    released: Arc<Released>,
-}
-
-impl Drop for Release {
-    fn drop(&mut self) {
-        self.released.ids.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
-        self.released.noticed.notify_one();
-    }
-}
 
 /// The task; [`BrokerTask::run`] consumes it.
 pub struct BrokerTask {
@@ -169,7 +107,7 @@ impl BrokerTask {
                 Some(joined) = self.calls.join_next() => self.returned(joined?),
                 fired = self.timer.fired() => { fired?; self.step(Event::Tick); }
                 // A stop drops every subscription, and ends no lease.
-                () = released.noticed.notified() => if !work.is_cancelled() {
+                () = released.noticed() => if !work.is_cancelled() {
                     self.unsubscribe_released();
                 },
                 Some(change) = self.watchers.join_next() => self.source_changed(change?),
@@ -213,9 +151,7 @@ impl BrokerTask {
     }
 
     fn unsubscribe_released(&mut self) {
-        let ids =
-            std::mem::take(&mut *self.released.ids.lock().unwrap_or_else(PoisonError::into_inner));
-        for subscription in ids {
+        for subscription in self.released.take() {
             self.subscribers.remove(&subscription);
             self.step(Event::Unsubscribe { subscription });
         }
@@ -337,6 +273,9 @@ impl BrokerTask {
                 }
             }
             Effect::Answer { waiter, answer } => self.answer(waiter, answer),
+            Effect::EndSubscription(subscription) => {
+                self.subscribers.remove(&subscription);
+            }
             Effect::Notify { subscription, entry, problem } => {
                 if let Some(subscriber) = self.subscribers.get(&subscription) {
                     let value = entry.and_then(|id| self.published.get(&id)).cloned();

@@ -1,5 +1,7 @@
 //! The command line: arguments in, an exit code out. The only folder that prints.
 
+#![expect(clippy::print_stderr, reason = "the command line is what talks to people")]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -42,6 +42,9 @@ fn signal(field: &Field, section: &Section) -> Option<OnChange> {
 
 fn command(field: &Field) -> Option<OnChange> {
     let elements = field.elements();
+    if let Some(program) = elements.first() {
+        program.absolute_path()?;
+    }
     let words = elements.iter().map(Field::text).collect::<Option<Vec<String>>>()?;
     match Argv::try_from(words) {
         Ok(argv) => Some(OnChange::Command(argv)),

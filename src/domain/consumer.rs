@@ -18,7 +18,8 @@ impl fmt::Display for LoginIdentity {
     }
 }
 
-/// Someone who can have a standing interest in a secret, as text for status: `volume:shop`, `uid:1000`.
+/// Someone who can have a standing interest in a secret, as text for status: `volume:shop`,
+/// `uid:1000`.
 ///
 /// A dynamic credential belongs to exactly one consumer unless a rule shares it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,4 +1,4 @@
-//! The vocabulary: identifiers, secret bytes, engine mounts and path patterns that every layer shares.
+//! The vocabulary: identifiers, secret bytes, engine mounts and path patterns every layer shares.
 //!
 //! Nothing here does IO or reads a clock, and no secret type can be copied, compared or printed.
 

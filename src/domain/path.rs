@@ -1,4 +1,4 @@
-//! The canonical API path of a secret, parsed once so that the authorised path is the requested path.
+//! The canonical API path of a secret, parsed once: the authorised path is the requested path.
 //!
 //! HTTP clients drop `.` and `..` segments and percent-encode `% ? #` behind the caller's back
 //! (rustify does both), so anything that could be rewritten on the way to Vault is refused here.
@@ -35,7 +35,8 @@ pub enum PathError {
     DotSegment(usize),
     /// A character that is rewritten, hidden or ambiguous on its way to Vault.
     #[error(
-        "path holds {0}: write the plain path, without encoding, wildcards, spaces at an end, control or direction characters"
+        "path holds {0}: write the plain path, without encoding, wildcards, spaces at an end, \
+         control or direction characters"
     )]
     Character(&'static str),
 }

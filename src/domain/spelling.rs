@@ -1,4 +1,5 @@
-//! The spellings a person writes: CLI or API path, optionally `#key`; turned into the API path before policy.
+//! The spellings a person writes: CLI or API path, optionally `#key`; turned into the API path
+//! before policy.
 
 use std::str::FromStr;
 
@@ -31,7 +32,8 @@ pub enum SpellingError {
     Outside(SecretPath),
     /// Both the CLI and the API reading are possible.
     #[error(
-        "'{path}' is ambiguous on the KV 2 mount '{mount}': write '{mount}/data/{rest}' for the secret '{rest}', or the full API path"
+        "'{path}' is ambiguous on the KV 2 mount '{mount}': write '{mount}/data/{rest}' for the \
+         secret '{rest}', or the full API path"
     )]
     Ambiguous {
         /// What was written.

@@ -15,8 +15,8 @@ pub mod vault;
 
 /// A place secrets come from. One value per configured source, shared by all effects.
 ///
-/// Every call is bounded by the source's own deadlines (connect 2 s, request 10 s for Vault) and may
-/// be dropped at any await: a dropped `fetch` of a minting path has an unknown outcome.
+/// Every call is bounded by the source's own deadlines (connect 2 s, request 10 s for Vault), and
+/// may be dropped at any await: a dropped `fetch` of a minting path has an unknown outcome.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// What to call it in status: kind and address, never a credential.

@@ -44,7 +44,7 @@ fn secret(secret: &SecretReport, clocks: Clocks) -> Option<DeadlineView> {
     let effect = match secret.kind {
         Some(PathKind::Minting) => "the credential ends",
         Some(PathKind::Static) => "the password is rotated away",
-        Some(PathKind::Kv) | None => "sockets answer 503, files are kept and marked stale",
+        Some(PathKind::Kv) | None => "sockets answer 503; files stay, marked stale",
     };
     Some(DeadlineView {
         at: clocks.moment(works_until(secret)?),

@@ -255,9 +255,9 @@ degraded: source vault unreachable for 4m12s: connection refused
 secrets-broker 0.1.0, instance a1b2c3, up 2h30m, at 2027-01-15T08:00:00Z
 
 What stops working when
- in 6m40s   vault:database/creds/shop   the credential ends                                   volume:shop
+ in 6m40s   vault:database/creds/shop   the credential ends                            volume:shop
  in 30m00s  session vault (agent)       its token ends, and the leases made with it
- in 50m00s  vault:secret/data/shop/web  sockets answer 503, files are kept and marked stale   volume:shop
+ in 50m00s  vault:secret/data/shop/web  sockets answer 503; files stay, marked stale   volume:shop
 
 What works now
  2 of 2 cached secrets can be used

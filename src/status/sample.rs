@@ -8,7 +8,7 @@ use crate::broker::report::{
     LeaseReport, LimitReport, Report, RetiringReport, SecretReport, SessionReport, SourceReport,
 };
 use crate::clock::BootInstant;
-use crate::domain::{ConsumerId, LocalLeaseId, PathKind, SecretRef};
+use crate::domain::{ConsumerId, PathKind, SecretRef};
 use crate::source::{ErrorClass, SourceDescription};
 use crate::status::{Facts, ItemStatus, VolumeStatus};
 
@@ -60,7 +60,7 @@ pub(super) fn healthy() -> (Report, Vec<VolumeStatus>, Facts) {
         }),
         next: Some(("renew", at(100))),
         consumers: vec![shop],
-        local_leases: vec![LocalLeaseId::from_client("database/creds/shop/00")],
+        local_leases: 1,
         ..kv.clone()
     };
     let source = SourceReport {

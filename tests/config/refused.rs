@@ -179,14 +179,15 @@ fn a_bad_item_is_named() {
             "VOLUME\nitems = [{ secret = \"secret/a\", path = \"../b.json\" }]",
             4,
             "volumes[1].items[1].path",
-            "starts with '..'",
-            "one file name",
+            "is '.' or '..'",
+            "relative file name",
         ),
         (
-            "VOLUME\nitems = [{ secret = \"secret/a#b\" }, { secret = \"secret/c#d\", path = \"b\" }]",
+            "VOLUME\n\
+             items = [{ secret = \"secret/a#b\" }, { secret = \"secret/c#d\", path = \"b\" }]",
             4,
             "volumes[1].items[2].path",
-            "writes the file \"b\" too",
+            "both write 'b'",
             "another path",
         ),
         (
@@ -271,7 +272,8 @@ fn a_bad_grant_is_named() {
             "remove",
         ),
         (
-            "who = { user = 1 }\neffect = \"forbid\"\nshare = \"agent\"\npaths = [\"secret/data/a\"]",
+            "who = { user = 1 }\neffect = \"forbid\"\nshare = \"agent\"\n\
+             paths = [\"secret/data/a\"]",
             "grants[1].share",
             "shares nothing",
             "remove share",

@@ -53,7 +53,7 @@ impl TlsServer {
         let address = listener.local_addr().unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
         let kept = received.clone();
-        let (report, handshakes) = mpsc::channel();
+        let (report, handshakes) = mpsc::sync_channel(16);
         std::thread::spawn(move || {
             let tls = Arc::new(tls);
             while let Ok((stream, _)) = listener.accept() {

@@ -42,7 +42,8 @@ impl Answer {
 
 impl Agent {
     /// Starts the agent with `config`, in which `{dir}` stands for `dir`, and waits until it is
-    /// ready. Sockets are at `<dir>/run/{broker,operator/operator}.sock`, audit lines in its output.
+    /// ready. Sockets are at `<dir>/run/{broker,operator/operator}.sock`; audit lines are in its
+    /// output.
     pub fn start(dir: &Path, config: &str) -> Agent {
         let agent = Agent::launch(dir, config);
         agent.wait_ready()

@@ -165,9 +165,9 @@ fn dying_with_parent(command: &Command) -> Command {
 /// The parent whose death counts is the spawning *thread*, and a test's thread ends before the
 /// servers that tests share.
 fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
-    type Order = (Command, mpsc::Sender<io::Result<Child>>);
-    static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
-        let (orders, inbox) = mpsc::channel::<Order>();
+    type Order = (Command, mpsc::SyncSender<io::Result<Child>>);
+    static SPAWNER: LazyLock<mpsc::SyncSender<Order>> = LazyLock::new(|| {
+        let (orders, inbox) = mpsc::sync_channel::<Order>(0);
         thread::spawn(move || {
             for (mut command, reply) in inbox {
                 let _ = reply.send(command.spawn());
@@ -175,7 +175,7 @@ fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
         });
         orders
     });
-    let (reply, child) = mpsc::channel();
+    let (reply, child) = mpsc::sync_channel(1);
     SPAWNER.send((command, reply)).expect("the spawner thread lives as long as the process");
     child.recv().expect("the spawner thread answers every order")
 }

@@ -26,6 +26,7 @@ fn start() -> Shared {
     // Statics are never dropped; without this their directories would stay.
     static AT_EXIT: Once = Once::new();
     AT_EXIT.call_once(|| {
+        #[expect(unsafe_code, reason = "no safe wrapper registers an exit function")]
         // SAFETY: registers a plain function that lives as long as the program.
         let status = unsafe { libc::atexit(end) };
         assert_eq!(status, 0, "atexit takes at least 32 functions");

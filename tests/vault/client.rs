@@ -2,7 +2,7 @@
 //! again.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -57,7 +57,7 @@ impl Client {
     }
 }
 
-fn run(file: &PathBuf, postgres: &Postgres, stop: &AtomicBool) -> Vec<Attempt> {
+fn run(file: &Path, postgres: &Postgres, stop: &AtomicBool) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let at = Instant::now();

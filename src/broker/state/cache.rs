@@ -97,7 +97,7 @@ pub(super) enum Action {
 }
 
 impl Entry {
-    pub fn new(id: EntryId, key: CacheKey, kind: PathKind, times: CacheTimes) -> Self {
+    pub(super) fn new(id: EntryId, key: CacheKey, kind: PathKind, times: CacheTimes) -> Self {
         Self {
             id,
             key,
@@ -122,7 +122,7 @@ impl Entry {
     }
 
     /// The current lease is gone, and with it whatever was under way for it.
-    pub fn forget_lease(&mut self) {
+    pub(super) fn forget_lease(&mut self) {
         self.replacing = false;
         self.last_chance_spent = false;
         if self.activity == Activity::RenewQueued {
@@ -131,17 +131,17 @@ impl Entry {
     }
 
     /// Whether anybody has a standing interest.
-    pub fn is_wanted(&self) -> bool {
+    pub(super) fn is_wanted(&self) -> bool {
         !self.subscriptions.is_empty() || !self.locals.is_empty()
     }
 
     /// The value, if it may still be served.
-    pub fn alive(&self, now: BootInstant) -> Option<&Held> {
+    pub(super) fn alive(&self, now: BootInstant) -> Option<&Held> {
         self.current.as_ref().filter(|held| now < held.dead_at)
     }
 
     /// What this entry does next by itself, and when.
-    pub fn next_action(&self) -> Option<(Action, BootInstant)> {
+    pub(super) fn next_action(&self) -> Option<(Action, BootInstant)> {
         if self.activity != Activity::Idle || !self.is_wanted() {
             return None;
         }
@@ -173,7 +173,7 @@ impl Entry {
     }
 
     /// The published times of what is held.
-    pub fn published_times(&self, held: &Held) -> PublishedTimes {
+    pub(super) fn published_times(&self, held: &Held) -> PublishedTimes {
         PublishedTimes {
             kind: self.kind,
             fetched_at: held.fetched_at,
@@ -185,7 +185,7 @@ impl Entry {
 }
 
 impl State {
-    /// Runs `change` on an entry, then settles it: ends it if nobody wants it, re-arms its deadline.
+    /// Runs `change` on an entry, then settles it: ends it if unwanted, re-arms its deadline.
     pub(super) fn with_entry(&mut self, id: EntryId, change: impl FnOnce(&mut Self, &mut Entry)) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         change(self, &mut entry);

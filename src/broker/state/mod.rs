@@ -26,12 +26,14 @@ mod read;
 mod renewal;
 mod report;
 mod session;
+mod token;
 
 use cache::Entry;
 use jobs::Job;
 use local_lease::Local;
 use mounts::{MountKey, Probe};
-use session::{Ending, Session, SessionKey};
+use session::{Session, SessionKey};
+use token::Ending;
 
 /// Everything the broker knows, less the bytes.
 pub struct State {

@@ -105,7 +105,8 @@ impl State {
             let (source, mount) = key;
             format!(
                 "the kind of mount '{mount}' could not be asked for ({}); \
-                 set [sources.{source}.mounts] {mount} = \"kv1\", \"kv2\", \"database\" or \"other\"",
+                 set [sources.{source}.mounts] {mount} = \"kv1\", \"kv2\", \"database\" or \
+                 \"other\"",
                 error.message
             )
         } else {
@@ -122,7 +123,7 @@ impl State {
                 }
                 Parked::Subscribe(id, _) => {
                     self.subscriptions.remove(&id);
-                    self.notify_failure(id, class, message.clone());
+                    self.refuse_subscription(id, class, message.clone());
                 }
             }
         }

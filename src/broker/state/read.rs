@@ -72,7 +72,7 @@ impl State {
         match self.entry_for(&want, mount) {
             Err(limit) => {
                 let message = ReadError::Full { limit }.to_string();
-                self.notify_failure(subscription, ErrorClass::InvalidRequest, message);
+                self.refuse_subscription(subscription, ErrorClass::InvalidRequest, message);
             }
             Ok(id) => {
                 self.subscriptions.insert(subscription, SubscriptionPlace::Entry(id));
@@ -96,7 +96,8 @@ impl State {
         }
     }
 
-    pub(super) fn notify_failure(
+    /// Tells a subscriber why it cannot be one now, and lets it go.
+    pub(super) fn refuse_subscription(
         &mut self,
         subscription: SubscriptionId,
         class: ErrorClass,
@@ -104,6 +105,7 @@ impl State {
     ) {
         let problem = Problem { class, message, since: self.now, attempts: 1 };
         self.effects.push(Effect::Notify { subscription, entry: None, problem: Some(problem) });
+        self.effects.push(Effect::EndSubscription(subscription));
     }
 
     pub(super) fn unsubscribe(&mut self, subscription: SubscriptionId) {

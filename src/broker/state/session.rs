@@ -6,21 +6,19 @@ use std::time::Duration;
 
 use super::jobs::Job;
 use super::mounts::MountKey;
+use super::token::Generation;
 use super::{FollowUp, Pending, State, Timer};
 use crate::broker::event::{CacheKey, Call, EntryId, Record, SessionId, TokenId};
-use crate::broker::lease::{backoff_delay, renew_after, retry_delay};
+use crate::broker::lease::{backoff_delay, retry_delay};
 use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, LoginIdentity, PathKind, SecretRef, SourceName};
 use crate::source::{ErrorClass, SourceError, TokenGrant, TokenKind};
 
-/// A KV session without holders is kept this long: reads of absent secrets must not log in each time.
+/// A KV session without holders is kept this long: reads of absent secrets must not log in each
+/// time.
 const LINGER: Duration = Duration::from_secs(60);
 /// Logging in beside a live session after a denial happens at most this often.
 const BESIDE_INTERVAL: Duration = Duration::from_secs(60);
-/// A token grant shorter than the first by more than this proves its maximum TTL.
-const TRUNCATION_TOLERANCE: Duration = Duration::from_secs(1);
-/// A session's end is tried this often before it is left to lapse.
-const END_ATTEMPTS_MAX: u32 = 5;
 
 /// Scope of a session.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,63 +56,11 @@ pub(super) struct Session {
     armed: Option<BootInstant>,
 }
 
-/// One token of a session.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Generation {
-    pub token: TokenId,
-    pub kind: TokenKind,
-    pub first_ttl: Duration,
-    /// `None` does not expire.
-    pub expires_at: Option<BootInstant>,
-    pub renewable: bool,
-    /// When it is renewed, or replaced if it cannot be.
-    pub renew_at: Option<BootInstant>,
-    pub attempts: u32,
-    pub renewing: bool,
-}
-
 /// What waits for a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Waiting {
     Entry(EntryId),
     Probe(MountKey),
-}
-
-/// A token that is being revoked.
-#[derive(Debug, Clone)]
-pub(super) struct Ending {
-    pub source: SourceName,
-    pub attempts: u32,
-    pub expires_at: Option<BootInstant>,
-    pub retry_at: Option<BootInstant>,
-}
-
-impl Generation {
-    fn granted(
-        token: TokenId,
-        kind: TokenKind,
-        left_at: BootInstant,
-        terms: TokenGrant,
-        rng: &mut fastrand::Rng,
-    ) -> Self {
-        let forever = terms.ttl.is_zero();
-        Self {
-            token,
-            kind,
-            first_ttl: terms.ttl,
-            expires_at: (!forever).then(|| left_at + terms.ttl),
-            renewable: terms.renewable && kind == TokenKind::Service,
-            renew_at: (!forever).then(|| left_at + renew_after(terms.ttl, rng)),
-            attempts: 0,
-            renewing: false,
-        }
-    }
-
-    /// Whether its successor is due or nearly so: what is made under it now would be made twice.
-    fn nears_its_end(&self, now: BootInstant) -> bool {
-        let soon = now + self.first_ttl / 20;
-        !self.renewable && self.expires_at.is_some() && self.renew_at.is_none_or(|at| at <= soon)
-    }
 }
 
 impl State {
@@ -173,7 +119,7 @@ impl State {
     }
 
     /// Goes on at once with a live token; else logs in, or fails with the last login's reason.
-    /// What would be minted under a token near its end waits for its successor, if one is to be had.
+    /// What would be minted under a token near its end waits for a successor that can be had.
     pub(super) fn await_token_for(&mut self, id: SessionId, waiting: Waiting) {
         let now = self.now;
         let mints = self.mints(&waiting);
@@ -307,90 +253,10 @@ impl State {
         self.check_session(id);
     }
 
-    pub(super) fn token_renewed(
-        &mut self,
-        id: SessionId,
-        token: TokenId,
-        left_at: BootInstant,
-        terms: TokenGrant,
-    ) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Some(generation) = session.current.as_mut().filter(|t| t.token == token) else {
-            return;
-        };
-        generation.renewing = false;
-        generation.attempts = 0;
-        generation.expires_at = Some(left_at + terms.ttl);
-        generation.renew_at = Some(left_at + renew_after(terms.ttl, &mut self.rng));
-        if terms.ttl + TRUNCATION_TOLERANCE < generation.first_ttl {
-            // Its maximum TTL is near: a successor is needed before the end that is now known.
-            generation.renewable = false;
-            generation.renew_at = Some(self.now);
-        }
-        self.follow_ups.push_back(FollowUp::TokenExtended(id, token));
-        self.arm_session(id);
-    }
-
-    pub(super) fn token_renewal_failed(
-        &mut self,
-        id: SessionId,
-        token: TokenId,
-        error: SourceError,
-    ) {
-        self.counters.failures += 1;
-        let now = self.now;
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.last_error = Some(error.clone());
-        let Some(generation) = session.current.as_mut().filter(|t| t.token == token) else {
-            return;
-        };
-        generation.renewing = false;
-        generation.attempts = generation.attempts.saturating_add(1);
-        match error.class {
-            ErrorClass::TokenEnded => {
-                self.follow_ups.push_back(FollowUp::TokenEnded(id, token));
-                return;
-            }
-            ErrorClass::Unreachable | ErrorClass::LeaseEnded => {
-                let remaining = generation.expires_at.map_or(Duration::MAX, |at| now.until(at));
-                let pause = retry_delay(generation.attempts, remaining, &mut self.rng);
-                generation.renew_at = Some(now + pause);
-            }
-            // The token lives but may not renew itself: it is replaced like one that cannot be.
-            ErrorClass::Denied | ErrorClass::NotFound | ErrorClass::InvalidRequest => {
-                generation.renewable = false;
-                generation.renew_at = Some(now);
-            }
-        }
-        self.arm_session(id);
-    }
-
-    /// The token is dead, by proof or by the clock.
-    pub(super) fn token_ended(&mut self, id: SessionId, token: TokenId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let known = session.current.as_ref().is_some_and(|t| t.token == token);
-        if known {
-            session.current = None;
-        }
-        let retiring = session.retiring.len();
-        session.retiring.retain(|generation| generation.token != token);
-        if known || session.retiring.len() != retiring {
-            self.effects.push(crate::broker::event::Effect::DropToken(token));
-            self.lose_leases_under(id, token);
-        }
-        self.check_session(id);
-    }
-
     pub(super) fn session_worked(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.attempts = 0;
         }
-    }
-
-    pub(super) fn token_expiry(&self, id: SessionId, token: TokenId) -> Option<BootInstant> {
-        let session = self.sessions.get(&id)?;
-        let mut generations = session.current.iter().chain(&session.retiring);
-        generations.find(|generation| generation.token == token)?.expires_at
     }
 
     pub(super) fn holders(&self, id: SessionId) -> Vec<EntryId> {
@@ -445,63 +311,6 @@ impl State {
         }
     }
 
-    /// Revokes every token of a session, which ends every lease made under it, known or not.
-    pub(super) fn end_tokens(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let source = session.key.source.clone();
-        let tokens: Vec<Generation> =
-            session.current.take().into_iter().chain(session.retiring.drain(..)).collect();
-        for generation in tokens {
-            self.end_token(&source, &generation);
-        }
-    }
-
-    fn end_token(&mut self, source: &SourceName, generation: &Generation) {
-        let ending = Ending {
-            source: source.clone(),
-            attempts: 0,
-            expires_at: generation.expires_at,
-            retry_at: None,
-        };
-        self.endings.insert(generation.token, ending);
-        self.ordinary.push_back(Job::EndSession(generation.token));
-    }
-
-    pub(super) fn session_ended(&mut self, token: TokenId, outcome: Result<(), SourceError>) {
-        let Some(ending) = self.endings.get_mut(&token) else { return };
-        ending.attempts += 1;
-        let again = matches!(&outcome, Err(error) if error.class == ErrorClass::Unreachable)
-            && ending.attempts < END_ATTEMPTS_MAX
-            && ending.expires_at.is_none_or(|at| at > self.now);
-        if again {
-            let at = self.now + backoff_delay(ending.attempts, &mut self.rng);
-            ending.retry_at = Some(at);
-            self.deadlines.insert((at, Timer::Ending(token)));
-        } else {
-            self.endings.remove(&token);
-            self.effects.push(crate::broker::event::Effect::DropToken(token));
-        }
-    }
-
-    pub(super) fn ending_due(&mut self, token: TokenId) {
-        if self.endings.contains_key(&token) {
-            self.ordinary.push_back(Job::EndSession(token));
-        }
-    }
-
-    fn tokens_in_use(&self, id: SessionId) -> BTreeSet<TokenId> {
-        let Some(session) = self.sessions.get(&id) else { return BTreeSet::new() };
-        if session.retiring.is_empty() {
-            return BTreeSet::new();
-        }
-        let held = |entry: &EntryId| self.entries.get(entry);
-        let leased = session.holders.iter().filter_map(held).flat_map(|entry| {
-            let current = entry.current.iter().filter(|held| held.lease.is_some());
-            current.map(|held| held.token).chain(entry.retiring.iter().map(|old| old.held.token))
-        });
-        leased.collect()
-    }
-
     /// What a deadline means for a session.
     pub(super) fn session_due(&mut self, id: SessionId) {
         let now = self.now;
@@ -533,7 +342,7 @@ impl State {
         self.check_session(id);
     }
 
-    fn arm_session(&mut self, id: SessionId) {
+    pub(super) fn arm_session(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         let current = session.current.iter().filter(|t| !t.renewing).filter_map(|t| t.renew_at);
         let ends = session.current.iter().chain(&session.retiring).filter_map(|t| t.expires_at);

@@ -7,7 +7,7 @@
 //! | [`level`] | pure: what each state of a secret means for its files |
 //! | [`object`], [`mod@format`], [`render`] | pure: from secrets to file contents |
 //! | [`plan`] | pure: wait, leave alone, or publish a revision |
-//! | [`apply`], [`wipe`], [`mount`], [`status_file`] | the directory: swap, removal, tmpfs, status |
+//! | [`apply`], [`wipe`], [`mount`], [`status_file`] | the directory: swap, removal, tmpfs |
 //! | [`publisher`] | one volume's directory over time, synchronous and told the time |
 //! | [`on_change`], [`notifier`] | telling applications, in batches |
 //!

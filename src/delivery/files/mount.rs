@@ -201,6 +201,12 @@ fn open(path: &Path) -> Result<OwnedFd, MountError> {
     rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open", path)(errno.into()))
 }
 
+/// Whether `path` lies on a tmpfs.
+pub fn is_tmpfs(path: &Path) -> std::io::Result<bool> {
+    let magic = u64::try_from(rustix::fs::statfs(path)?.f_type);
+    Ok(magic == Ok(TMPFS_MAGIC))
+}
+
 fn require_tmpfs(dir: &OwnedFd, path: &Path) -> Result<(), MountError> {
     let stat = fstatfs(dir).map_err(|errno| failed("look at", path)(errno.into()))?;
     match u64::try_from(stat.f_type) {

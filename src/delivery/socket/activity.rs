@@ -13,7 +13,7 @@ use hyper::service::Service;
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub(super) enum Phase {
     /// The first byte of the next request.
     Idle,
     /// The rest of a request head.
@@ -26,7 +26,7 @@ pub enum Phase {
 
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub(super) struct Patience {
     /// From the first byte of a request to the end of its head.
     pub head: Duration,
     /// Without a request.
@@ -47,7 +47,7 @@ impl Patience {
     }
 
     /// How often to look: a quarter of the shortest patience, at most once a second.
-    pub fn interval(&self) -> Duration {
+    pub(super) fn interval(&self) -> Duration {
         let shortest = self.head.min(self.idle).min(self.write);
         (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1))
     }
@@ -55,17 +55,17 @@ impl Patience {
 
 /// The current phase and how many phases there have been, in one word: `count << 2 | phase`.
 #[derive(Debug, Default)]
-pub struct Activity(AtomicU64);
+pub(super) struct Activity(AtomicU64);
 
 impl Activity {
     /// Enters a phase. Only the connection's own task writes, so a load and a store are enough.
-    pub fn enter(&self, phase: Phase) {
+    pub(super) fn enter(&self, phase: Phase) {
         let count = self.0.load(Ordering::Relaxed) >> 2;
         self.0.store((count + 1) << 2 | phase as u64, Ordering::Relaxed);
     }
 
     /// The current phase.
-    pub fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         match self.0.load(Ordering::Relaxed) & 3 {
             0 => Phase::Idle,
             1 => Phase::Head,
@@ -77,19 +77,19 @@ impl Activity {
 
 /// Measures how long a phase has lasted, as seen by whoever looks now and then.
 #[derive(Debug)]
-pub struct Watchdog {
+pub(super) struct Watchdog {
     seen: u64,
     lasted: Duration,
 }
 
 impl Watchdog {
     /// Starts watching.
-    pub fn new(activity: &Activity) -> Self {
+    pub(super) fn new(activity: &Activity) -> Self {
         Self { seen: activity.0.load(Ordering::Relaxed), lasted: Duration::ZERO }
     }
 
     /// Looks again after `elapsed`; tells the phase whose patience has run out.
-    pub fn look(
+    pub(super) fn look(
         &mut self,
         activity: &Activity,
         elapsed: Duration,
@@ -107,14 +107,14 @@ impl Watchdog {
 }
 
 /// A connection's bytes, with its phases noted as they pass.
-pub struct Watched<T> {
+pub(super) struct Watched<T> {
     inner: T,
     activity: Arc<Activity>,
 }
 
 impl<T> Watched<T> {
     /// Wraps a stream.
-    pub fn new(inner: T, activity: Arc<Activity>) -> Self {
+    pub(super) fn new(inner: T, activity: Arc<Activity>) -> Self {
         Self { inner, activity }
     }
 }
@@ -169,14 +169,14 @@ impl<T: Write + Unpin> Write for Watched<T> {
 }
 
 /// A service whose requests and replies are noted; its futures are polled where they are.
-pub struct Noted<S> {
+pub(super) struct Noted<S> {
     inner: S,
     activity: Arc<Activity>,
 }
 
 impl<S> Noted<S> {
     /// Wraps a service.
-    pub fn new(inner: S, activity: Arc<Activity>) -> Self {
+    pub(super) fn new(inner: S, activity: Arc<Activity>) -> Self {
         Self { inner, activity }
     }
 }
@@ -196,7 +196,7 @@ where
 }
 
 /// The future of a [`Noted`] service.
-pub struct NotedReply<F> {
+pub(super) struct NotedReply<F> {
     inner: F,
     activity: Arc<Activity>,
 }

@@ -25,19 +25,19 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const RETRY_SECONDS: u64 = 1;
 
 /// JSON that holds no secret.
-pub fn json(status: StatusCode, value: &Value) -> Answer {
+pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
     with_body(status, Bytes::from(value.to_string()), HeaderMap::with_capacity(4))
 }
 
 /// Text of another type.
-pub fn text(content_type: &'static str, text: String) -> Answer {
+pub(super) fn text(content_type: &'static str, text: String) -> Answer {
     let mut answer = with_body(StatusCode::OK, Bytes::from(text), HeaderMap::with_capacity(4));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 
 /// 204: done, nothing to say.
-pub fn no_content() -> Answer {
+pub(super) fn no_content() -> Answer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer.headers_mut().insert(CACHE_CONTROL, NO_STORE);
@@ -45,7 +45,7 @@ pub fn no_content() -> Answer {
 }
 
 /// Vault's error body.
-pub fn refusal(refusal: &Refusal) -> Answer {
+pub(super) fn refusal(refusal: &Refusal) -> Answer {
     let errors: Vec<&str> = refusal.message.as_deref().into_iter().collect();
     let mut answer = json(refusal.status, &json!({ "errors": errors }));
     if let Some(seconds) = refusal.retry_after {
@@ -55,7 +55,7 @@ pub fn refusal(refusal: &Refusal) -> Answer {
 }
 
 /// Vault's envelope around data that holds no secret and has no lease.
-pub fn envelope(data: &Value) -> Value {
+pub(super) fn envelope(data: &Value) -> Value {
     json!({
         "request_id": "", "lease_id": "", "renewable": false, "lease_duration": 0,
         "data": data, "wrap_info": null, "warnings": null, "auth": null,
@@ -63,7 +63,7 @@ pub fn envelope(data: &Value) -> Value {
 }
 
 /// A secret, with its age and how it was come by. The body shares the entry's wiped memory.
-pub fn secret(reply: &Reply, now: BootInstant) -> Answer {
+pub(super) fn secret(reply: &Reply, now: BootInstant) -> Answer {
     let body = match reply.entry.kind {
         PathKind::Minting => shared_bytes(Arc::new(leased_envelope(reply))),
         PathKind::Kv | PathKind::Static => reply.entry.data.body(),
@@ -75,7 +75,7 @@ pub fn secret(reply: &Reply, now: BootInstant) -> Answer {
 }
 
 /// The label in metrics.
-pub fn cache_label(freshness: Freshness) -> &'static str {
+pub(super) fn cache_label(freshness: Freshness) -> &'static str {
     match freshness {
         Freshness::Hit => "hit",
         Freshness::Miss => "miss",
@@ -155,15 +155,14 @@ impl From<AuditDown> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Entry, LocalLease};
-    use crate::domain::{LocalLeaseId, PathKind};
+    use crate::broker::{DataView, Entry, LocalLease};
+    use crate::domain::LocalLeaseId;
     use http_body_util::BodyExt;
 
-    fn reply(envelope: &str, local_lease: Option<LocalLease>) -> Reply {
+    fn reply(kind: PathKind, body: &str, local_lease: Option<LocalLease>) -> Reply {
         let entry = Entry {
-            data: SecretBytes::new(br#"{"password":"p\"1"}"#.to_vec()),
-            envelope: Arc::new(SecretBytes::new(envelope.as_bytes().to_vec())),
-            kind: PathKind::Minting,
+            data: DataView::new(Arc::new(SecretBytes::new(body.into())), 0..body.len()),
+            kind,
             fetched_at: BootInstant::from_nanos(1_000_000_000),
             fresh_until: BootInstant::default(),
             dead_at: BootInstant::default(),
@@ -180,8 +179,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_cached_envelope_goes_out_byte_for_byte_with_age_and_state() {
-        let answer =
-            secret(&reply("{ \"data\" : 1 }", None), BootInstant::from_nanos(43_999_999_999));
+        let answer = secret(
+            &reply(PathKind::Kv, "{ \"data\" : 1 }", None),
+            BootInstant::from_nanos(43_999_999_999),
+        );
         let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
         assert_eq!(header("age"), "42");
         assert_eq!(header("x-cache"), "STALE");
@@ -200,7 +201,10 @@ mod tests {
             duration: Duration::from_millis(59_900),
             renewable: true,
         };
-        let answer = secret(&reply("", Some(lease)), BootInstant::default());
+        let answer = secret(
+            &reply(PathKind::Minting, r#"{"password":"p\"1"}"#, Some(lease)),
+            BootInstant::default(),
+        );
         let value: Value = serde_json::from_slice(&body(answer).await).unwrap();
         assert_eq!(value["lease_id"], "database/creds/shop/00000000000000000000000000000007");
         assert_eq!(value["lease_duration"], 59);

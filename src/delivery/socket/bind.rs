@@ -4,6 +4,7 @@
 //! under a temporary name in the same directory before it takes its place. A socket that another
 //! process still answers is never taken over.
 
+use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
@@ -155,23 +156,25 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindEr
 /// Makes the directory, or sees that nobody but us can exchange what is in it.
 fn prepare_directory(directory: &Path, private: bool) -> Result<(), BindError> {
     if let Some(above) = directory.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(above)
-            .map_err(failed("make the directory", above))?;
-    }
-    let mode = if private { 0o700 } else { 0o755 };
-    match std::fs::DirBuilder::new().mode(mode).create(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(failed("make the directory", directory)(error));
+        for missing in above.ancestors().collect::<Vec<_>>().into_iter().rev() {
+            make_directory(missing, 0o755)?;
         }
-        _ => {}
     }
+    make_directory(directory, if private { 0o700 } else { 0o755 })?;
     let metadata = std::fs::symlink_metadata(directory).map_err(failed("look at", directory))?;
     let problem = directory_problem(&metadata, private);
     problem
         .map_or(Ok(()), |problem| Err(BindError::Directory { path: directory.to_owned(), problem }))
+}
+
+/// Makes one directory with exactly this mode: the process's umask is for files of its own.
+fn make_directory(directory: &Path, mode: u32) -> Result<(), BindError> {
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => std::fs::set_permissions(directory, Permissions::from_mode(mode))
+            .map_err(failed("set the mode of", directory)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed("make the directory", directory)(error)),
+    }
 }
 
 fn directory_problem(metadata: &std::fs::Metadata, private: bool) -> Option<&'static str> {

@@ -18,7 +18,7 @@ use crate::identity::Identity;
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+secrets-broker");
 
 /// `sys/health`: this agent answers; whether Vault does is in `/agent/v1/status`.
-pub fn health() -> Answer {
+pub(super) fn health() -> Answer {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     answer::json(
         StatusCode::OK,
@@ -31,7 +31,7 @@ pub fn health() -> Answer {
 }
 
 /// `sys/seal-status`, which `vault status` prints.
-pub fn seal_status() -> Answer {
+pub(super) fn seal_status() -> Answer {
     answer::json(
         StatusCode::OK,
         &json!({
@@ -43,7 +43,7 @@ pub fn seal_status() -> Answer {
 }
 
 /// `auth/token/lookup-self`: callers have no token; this one says who the kernel says they are.
-pub fn token_lookup(identity: &Identity) -> Answer {
+pub(super) fn token_lookup(identity: &Identity) -> Answer {
     let data = json!({
         "id": "", "accessor": "", "policies": [], "path": "", "meta": null,
         "display_name": identity.to_string(), "num_uses": 0, "orphan": true, "creation_time": 0,
@@ -54,7 +54,7 @@ pub fn token_lookup(identity: &Identity) -> Answer {
 }
 
 /// `auth/token/renew-self`: there is nothing to renew, and that is not an error.
-pub fn token_renew() -> Answer {
+pub(super) fn token_renew() -> Answer {
     let mut reply = answer::envelope(&Value::Null);
     reply["auth"] = json!({
         "client_token": "", "accessor": "", "policies": [], "token_policies": [],

@@ -22,7 +22,7 @@ use super::{Deps, Limits, answer, local};
 use crate::clock::BootInstant;
 
 /// A connection's own state and what it answers from.
-pub struct Connection {
+pub(super) struct Connection {
     pub(super) caller: Caller,
     pub(super) limits: Limits,
     pub(super) deps: Arc<Deps>,
@@ -32,7 +32,7 @@ pub struct Connection {
 
 impl Connection {
     /// The service of a caller that was let in; `stop` ends its long polls.
-    pub fn service(
+    pub(super) fn service(
         caller: Caller,
         limits: Limits,
         deps: Arc<Deps>,
@@ -104,7 +104,7 @@ pub(super) fn over_budget(wait: Duration) -> Refusal {
 }
 
 /// [`Connection`] as hyper's service.
-pub struct ConnectionService(Arc<Connection>);
+pub(super) struct ConnectionService(Arc<Connection>);
 
 impl Service<Request<Incoming>> for ConnectionService {
     type Response = Answer;
@@ -127,7 +127,7 @@ impl Service<Request<Incoming>> for ConnectionService {
 }
 
 /// A hit is ready at once and costs no boxed future.
-pub enum Answering {
+pub(super) enum Answering {
     /// Ready; taken by the first poll.
     Now(Option<Answer>),
     /// Still to come.

@@ -24,10 +24,10 @@ use crate::policy::{Authorized, Denied};
 const MEMOS_MAX: usize = 256;
 
 /// Decisions of one connection by raw request target.
-pub type Memos = HashMap<Box<str>, Memo>;
+pub(super) type Memos = HashMap<Box<str>, Memo>;
 
 /// One remembered decision.
-pub struct Memo {
+pub(super) struct Memo {
     authorized: Authorized,
     namespace: Option<String>,
     served: Served,

@@ -13,7 +13,7 @@ use crate::identity::Identity;
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reads not yet recorded, of one secret by one caller on one connection.
-pub struct Served {
+pub(super) struct Served {
     audit: Audit,
     per_read: bool,
     identity: Identity,
@@ -24,7 +24,7 @@ pub struct Served {
 
 impl Served {
     /// Starts counting.
-    pub fn new(
+    pub(super) fn new(
         audit: Audit,
         per_read: bool,
         identity: Identity,
@@ -36,7 +36,7 @@ impl Served {
 
     /// Notes one read. Fails only if every read must be recorded and this one could not be; a
     /// summary that cannot be recorded now is kept for later.
-    pub fn note(&mut self, now: BootInstant) -> Result<(), AuditDown> {
+    pub(super) fn note(&mut self, now: BootInstant) -> Result<(), AuditDown> {
         self.count += 1;
         if self.per_read {
             return self.record().inspect_err(|_| self.count -= 1);
