@@ -7,7 +7,7 @@ mod world;
 use secrets_broker::broker::Freshness;
 use secrets_broker::broker::event::{Answer, LocalKey, LocalOperation, WaiterId};
 use secrets_broker::broker::settings::Settings;
-use secrets_broker::source::{ErrorClass, TokenKind};
+use secrets_broker::source::ErrorClass;
 use std::time::Duration;
 use world::{World, seconds};
 
