@@ -3,11 +3,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::json;
 
-use crate::rig::{Rig, SOON, VOLUME};
+use crate::rig::{BACKOFF, Rig, SOON, VOLUME};
 use crate::support::certificates::issue;
 use crate::support::process::eventually;
 use crate::support::testbed::Testbed;
@@ -87,7 +86,7 @@ fn an_agent_that_starts_while_vault_is_away_is_ready_and_fills_the_volume_later(
     assert_eq!(rig.agent.read(WEB).status, 503);
     assert_eq!(rig.agent.operator("GET", "/agent/v1/health/ready", None).status, 200);
     rig.bed.vault.start_again();
-    eventually(Duration::from_secs(15), "the file", || rig.path("web.json").exists());
+    eventually(BACKOFF, "the file", || rig.path("web.json").exists());
     assert_eq!(rig.agent.read(WEB).status, 200);
 }
 
@@ -98,7 +97,12 @@ fn an_agent_without_a_usable_token_file_says_so_and_begins_when_there_is_one() {
     let token = fs::read_to_string(&bed.token_file).expect("read the token");
     fs::write(&bed.token_file, format!("{token}\n")).expect("write the file");
     let rig = Rig::start(bed, &[VOLUME, WEB_FILE]);
-    eprintln!("{}", rig.agent.read(WEB).body);
+    let answer = rig.agent.read(WEB);
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    for word in ["token_file", "line end", "write the token alone into it"] {
+        assert!(answer.body.contains(word), "{}", answer.body);
+    }
+    assert!(!answer.body.contains(&token));
     rig.bed.rotate_token();
-    eventually(Duration::from_secs(15), "the file", || rig.path("web.json").exists());
+    eventually(BACKOFF, "the file", || rig.path("web.json").exists());
 }

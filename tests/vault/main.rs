@@ -1,5 +1,5 @@
-//! The broker against real Vault, PostgreSQL and Kubernetes: counts from Vault's audit log, rows
-//! from `pg_roles`.
+//! The broker as a process of its own against real Vault, PostgreSQL and Kubernetes: counts from
+//! Vault's audit log, rows from `pg_roles`.
 
 #[path = "../support/mod.rs"]
 mod support;

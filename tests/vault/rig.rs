@@ -15,6 +15,9 @@ use crate::support::testbed::Testbed;
 /// How long the agent and Vault may take for something that nothing delays on purpose.
 pub const SOON: Duration = Duration::from_secs(5);
 
+/// Longer than any pause the agent makes between attempts: those grow to 30 s, with full jitter.
+pub const BACKOFF: Duration = Duration::from_secs(35);
+
 /// Every mount's kind is asked for; host users may read all of them.
 const CONFIG: &str = r#"
 [agent]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, SOON, VOLUME};
+use crate::rig::{BACKOFF, Rig, SOON, VOLUME};
 use crate::support::agent::Answer;
 use crate::support::process::eventually;
 use crate::support::testbed::{POLICY, Testbed};
@@ -199,8 +199,7 @@ fn a_withdrawn_policy_heals_by_itself() {
     rig.bed.write_policy("path \"kv/*\" { capabilities = [\"read\"] }");
     eventually(SOON, "the file is marked", || told(&rig, "web.json").0 == "denied");
     rig.bed.write_policy(POLICY);
-    // Full jitter: after one to three failures it waits two seconds at most.
-    eventually(SOON, "the file is fresh", || told(&rig, "web.json").0 == "fresh");
+    eventually(BACKOFF, "the file is fresh", || told(&rig, "web.json").0 == "fresh");
 }
 
 #[test]
@@ -233,7 +232,7 @@ fn in_an_outage_kv_is_stale_then_refused_and_the_file_stays_and_is_marked() {
     rig.bed.vault.start_again();
     rig.bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));
     assert_eq!(rig.agent.command(&["refresh", "secret/shop/web"]).0, 0);
-    eventually(SOON, "the new file", || rig.json_file("web.json")["colour"] == "green");
+    eventually(BACKOFF, "the new file", || rig.json_file("web.json")["colour"] == "green");
     assert_eq!(told(&rig, "web.json"), (json!("fresh"), Value::Null));
     assert_eq!(rig.agent.read(WEB).status, 200);
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::rig::{DATABASE_FILE, Rig, SOON, VOLUME, seconds};
+use crate::rig::{BACKOFF, DATABASE_FILE, Rig, SOON, VOLUME, seconds};
 use crate::support::process::eventually;
 use crate::support::testbed::Testbed;
 
@@ -98,7 +98,7 @@ fn a_session_that_must_end_is_succeeded_before_its_end_and_its_leases_overlap() 
     let successor = seconds(logins[1], rig.succeeded(LOGIN, "update")[2]);
     eprintln!("succeeded after {successor:.3} s of 20");
     assert!((13.7..15.5).contains(&successor), "{successor} s");
-    eventually(SOON, "the replacement", || rig.requests(CREDS, "read") == 2);
+    eventually(SOON, "the replacement", || rig.succeeded(CREDS, "read").len() == 2);
     let replaced = seconds(logins[1], rig.succeeded(CREDS, "read")[1]);
     eprintln!("its lease was replaced after {replaced:.3} s");
     assert!(replaced < 19.0, "{replaced} s");
@@ -122,14 +122,18 @@ fn batch_tokens_are_never_renewed_and_their_leases_are_replaced_with_overlap() {
     rig.wait_for_file("database.json");
     let client = Client::start(&rig, "database.json");
     let start = rig.succeeded(CREDS, "read")[0];
-    eventually(Duration::from_secs(30), "two replacements", || rig.requests(CREDS, "read") == 3);
+    eventually(Duration::from_secs(30), "two replacements", || {
+        rig.succeeded(CREDS, "read").len() == 3
+    });
     // Enough for the client to meet the last one as well.
     thread::sleep(Duration::from_millis(500));
     let minted = rig.succeeded(CREDS, "read");
     for pair in minted.windows(2) {
         let after = seconds(pair[0], pair[1]);
         eprintln!("a credential under a 10 s batch token was replaced after {after:.3} s");
-        assert!((7.0 - 0.3..9.5).contains(&after), "{after} s");
+        // A login at 7 to 7.5 s after the last, then up to half of what the old token has left:
+        // the first may have come that late, too.
+        assert!((5.2..9.3).contains(&after), "{after} s");
     }
     let alive = seconds(start, SystemTime::now());
     assert_eq!(client.never_failed((alive * 7.0) as usize).len(), 3);
@@ -151,7 +155,7 @@ fn a_role_whose_tokens_end_after_some_uses_is_refused_with_the_remedy_and_heals(
     // What was refused is not left behind in Vault.
     eventually(SOON, "no session", || rig.sessions().is_empty());
     rig.bed.write_login_role(json!({ "token_num_uses": 0 }));
-    eventually(Duration::from_secs(15), "the file", || rig.path("web.json").exists());
+    eventually(BACKOFF, "the file", || rig.path("web.json").exists());
     assert_eq!(rig.agent.status()["health"], "healthy");
 }
 
@@ -175,7 +179,7 @@ fn a_bad_token_file_is_named_with_its_remedy_and_what_was_serving_goes_on() {
         let named = |text: &str| {
             text.contains("token_file") && text.contains(&file) && text.contains(problem)
         };
-        eventually(Duration::from_secs(15), problem, || {
+        eventually(BACKOFF, problem, || {
             let answer = rig.agent.read(CREDS);
             assert_eq!(answer.status, 503, "{}", answer.body);
             named(&answer.body)
@@ -192,5 +196,5 @@ fn a_bad_token_file_is_named_with_its_remedy_and_what_was_serving_goes_on() {
     assert!(problems.iter().all(|told| !told.contains(&token)));
     assert_eq!(rig.requests(LOGIN, "update"), 2, "nothing was sent");
     rig.bed.rotate_token();
-    eventually(Duration::from_secs(15), "a login", || rig.agent.read(CREDS).status == 200);
+    eventually(BACKOFF, "a login", || rig.agent.read(CREDS).status == 200);
 }

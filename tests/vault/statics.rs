@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::client::{Attempt, Client};
-use crate::rig::{Rig, SOON, VOLUME};
+use crate::rig::{BACKOFF, Rig, SOON, VOLUME};
 use crate::support::process::eventually;
 use crate::support::testbed::Testbed;
 
@@ -82,7 +82,7 @@ fn a_password_is_asked_for_again_when_it_rotates_and_is_never_stale() {
     let kept = password(&rig.json_file("reports.json"));
     rig.bed.vault.unseal();
     assert_eq!(rig.agent.command(&["refresh", CREDS]).0, 0);
-    eventually(SOON, "it is served", || rig.agent.read(CREDS).status == 200);
+    eventually(BACKOFF, "it is served", || rig.agent.read(CREDS).status == 200);
     assert!(!kept.is_empty());
 }
 

@@ -1,4 +1,4 @@
-//! Local leases: what a socket caller holds on a dynamic secret. Its end is the end of the interest.
+//! Local leases: what a socket caller holds on a dynamic secret. Its end ends the interest.
 
 use super::cache::{Activity, Entry};
 use super::{State, Timer};

@@ -119,7 +119,7 @@ impl State {
     }
 
     /// Goes on at once with a live token; else logs in, or fails with the last login's reason.
-    /// What would be minted under a token near its end waits for its successor, if one is to be had.
+    /// What would be minted under a token near its end waits for a successor that can be had.
     pub(super) fn await_token_for(&mut self, id: SessionId, waiting: Waiting) {
         let now = self.now;
         let mints = self.mints(&waiting);
