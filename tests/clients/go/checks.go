@@ -201,6 +201,8 @@ func (a *application) watches() error {
 		renewals, watched, gaveUp)
 	return errors.Join(
 		want("the first renewal and one a period later", renewals >= 2, renewals),
+		// A renewal that only told the rest of the lease would end the watcher.
+		want("a watcher that never gives up", gaveUp == 0, gaveUp),
 		logIn(first),
 		a.revoke(held.leaseID),
 		isGone(first),
