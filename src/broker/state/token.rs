@@ -61,9 +61,11 @@ impl Generation {
         }
     }
 
-    /// Whether its successor is due or nearly so: what is made under it now would be made twice.
+    /// Whether its successor is due within a quarter of its life: what is made under it now would
+    /// soon be made again. Leases are granted in whole seconds, so under a short token their
+    /// replacement can come well before the token's own.
     pub(super) fn nears_its_end(&self, now: BootInstant) -> bool {
-        let soon = now + self.first_ttl / 20;
+        let soon = now + self.first_ttl / 4;
         !self.renewable && self.expires_at.is_some() && self.renew_at.is_none_or(|at| at <= soon)
     }
 }
