@@ -224,7 +224,7 @@ fn in_an_outage_kv_is_stale_then_refused_and_the_file_stays_and_is_marked() {
     let refused = rig.agent.read(WEB);
     assert_eq!(refused.status, 503, "{}", refused.body);
     assert!(refused.header("retry-after").is_some_and(|wait| wait.parse::<u64>().is_ok()));
-    assert!(refused.body.contains("source vault is unreachable"), "{}", refused.body);
+    assert!(refused.body.contains("cannot connect to Vault"), "{}", refused.body);
     assert_eq!(told(&rig, "web.json"), (json!("stale"), json!("unreachable")));
     assert_eq!(rig.json_file("web.json"), json!({ "colour": "blue" }));
     assert_eq!(rig.item("web.json")["version"], 1);

@@ -166,8 +166,7 @@ impl State {
             match health.and_then(|health| health.is_open(now)) {
                 None => kept.push_back(job),
                 Some(until) => {
-                    // The last failure may have been about somebody else's path: status has it.
-                    let message = format!("source {source} is unreachable and is tried again soon");
+                    let message = self.known_failure(&job, &source);
                     let mut error = SourceError::new(ErrorClass::Unreachable, message);
                     error.retry_after = Some(now.until(until));
                     self.dispatch(pending, now, Err(error));
@@ -175,6 +174,20 @@ impl State {
             }
         }
         self.ordinary.append(&mut kept);
+    }
+
+    /// What a job that fails fast is told: its own last failure. The source's last failure may
+    /// have been about somebody else's path; only status shows that.
+    fn known_failure(&self, job: &Job, source: &SourceName) -> String {
+        let own = match job {
+            Job::Fetch(id) => self.entries.get(id).and_then(|entry| entry.problem.as_ref()),
+            _ => None,
+        };
+        let own = own.filter(|problem| problem.class == ErrorClass::Unreachable);
+        own.map_or_else(
+            || format!("source {source} is unreachable and is tried again soon"),
+            |problem| problem.message.clone(),
+        )
     }
 
     /// A call came back: budget and health first, then what it was for.
