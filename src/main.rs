@@ -9,6 +9,7 @@ use secrets_broker::sys::WipingAllocator;
 static ALLOCATOR: WipingAllocator = WipingAllocator;
 
 fn main() -> ExitCode {
+    secrets_broker::sys::keep_one_heap();
     // Before the first thread and the first secret.
     let hardened = secrets_broker::hardening::harden();
     secrets_broker::cli::main(&hardened)

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::value::RawValue;
 
 use super::reload::SharedReloadState;
 use super::{SharedSources, clocks};
@@ -49,16 +49,16 @@ impl OperatorApi for Operators {
         }
     }
 
-    async fn status(&self, viewer: &Viewer) -> Result<Value, Refusal> {
+    async fn status(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal> {
         let (report, volumes) = self.seen_by(viewer).await?;
         to_json(&StatusView::new(&report, &volumes, &self.facts()))
     }
 
-    async fn leases(&self, viewer: &Viewer) -> Result<Value, Refusal> {
+    async fn leases(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal> {
         let (mut report, _) = self.seen_by(viewer).await?;
         report.secrets.retain(|secret| secret.lease.is_some());
         let view = StatusView::new(&report, &[], &self.facts());
-        Ok(json!({ "leases": view.secrets }))
+        to_json(&BTreeMap::from([("leases", &view.secrets)]))
     }
 
     async fn explain(
@@ -66,7 +66,7 @@ impl OperatorApi for Operators {
         viewer: &Viewer,
         path: &str,
         as_id: Option<&str>,
-    ) -> Result<Value, Refusal> {
+    ) -> Result<Box<RawValue>, Refusal> {
         let (report, volumes) = self.seen_by(viewer).await?;
         let secret = self.secret(path, &report).await?;
         let identities = match (viewer, as_id) {
@@ -219,8 +219,8 @@ fn busy(error: ReadError) -> Refusal {
     Refusal::unavailable(error.to_string(), 1)
 }
 
-fn to_json(view: &impl serde::Serialize) -> Result<Value, Refusal> {
-    serde_json::to_value(view).map_err(|_| {
+fn to_json(view: &impl serde::Serialize) -> Result<Box<RawValue>, Refusal> {
+    serde_json::value::to_raw_value(view).map_err(|_| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the view could not be written as JSON")
     })
 }

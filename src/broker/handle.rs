@@ -45,7 +45,7 @@ impl Broker {
         let entry = match (shared, own) {
             (Some(entry), _) => entry,
             (None, Some(consumer)) => {
-                key.consumer = Some(consumer);
+                key.consumer = Some(consumer.clone());
                 self.snapshot.get(&key)?
             }
             (None, None) => return None,

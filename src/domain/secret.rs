@@ -6,8 +6,11 @@ use zeroize::Zeroizing;
 pub struct SecretBytes(Zeroizing<Box<[u8]>>);
 
 impl SecretBytes {
-    /// Takes ownership; the caller's buffer is moved into an exact-size allocation and wiped.
+    /// Takes ownership; a buffer that is too large is moved into an exact-size allocation and wiped.
     pub fn new(mut bytes: Vec<u8>) -> Self {
+        if bytes.len() == bytes.capacity() {
+            return Self(Zeroizing::new(bytes.into_boxed_slice()));
+        }
         let exact = Box::<[u8]>::from(bytes.as_slice());
         zeroize::Zeroize::zeroize(&mut bytes);
         Self(Zeroizing::new(exact))

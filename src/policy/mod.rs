@@ -28,7 +28,8 @@ pub struct Authorized {
     identity: Identity,
     secret: SecretRef,
     login: LoginIdentity,
-    share: Share,
+    /// Worked out once: every read of a leased secret asks.
+    dynamic_consumer: Option<ConsumerId>,
     rule: RuleName,
     generation: u64,
     valid_until: BootInstant,
@@ -51,11 +52,8 @@ impl Authorized {
     }
 
     /// The consumer a dynamic credential belongs to; `None` when the rule shares it node-wide.
-    pub fn dynamic_consumer(&self) -> Option<ConsumerId> {
-        match self.share {
-            Share::Consumer => Some(self.identity.consumer()),
-            Share::Agent => None,
-        }
+    pub fn dynamic_consumer(&self) -> Option<&ConsumerId> {
+        self.dynamic_consumer.as_ref()
     }
 
     /// The rule that decided.
@@ -123,7 +121,10 @@ impl Policy {
             identity: identity.clone(),
             secret: secret.clone(),
             login: LoginIdentity::Agent,
-            share: permit.share,
+            dynamic_consumer: match permit.share {
+                Share::Consumer => Some(identity.consumer()),
+                Share::Agent => None,
+            },
             rule: permit.rule,
             generation,
             valid_until: now + policy.recheck(),

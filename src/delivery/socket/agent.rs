@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use http::StatusCode;
 use hyper::body::Incoming;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::request::{AgentRoute, Refusal};
@@ -37,17 +38,17 @@ pub enum Viewer {
 pub trait OperatorApi: Send + Sync {
     /// Whether the agent can serve, or what it waits for.
     fn ready(&self) -> Result<(), String>;
-    /// The status view.
-    async fn status(&self, viewer: &Viewer) -> Result<Value, Refusal>;
+    /// The status view, as JSON text: a tree of values would be several times its size.
+    async fn status(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal>;
     /// Its leases.
-    async fn leases(&self, viewer: &Viewer) -> Result<Value, Refusal>;
+    async fn leases(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal>;
     /// Why a path is as it is for the viewer, or for `as_id` (operators only, checked already).
     async fn explain(
         &self,
         viewer: &Viewer,
         path: &str,
         as_id: Option<&str>,
-    ) -> Result<Value, Refusal>;
+    ) -> Result<Box<RawValue>, Refusal>;
 }
 
 #[derive(Deserialize)]
@@ -66,11 +67,12 @@ impl Connection {
                 json!({ "ready": true })
             }
             AgentRoute::Metrics => return self.metrics(&viewer).await,
-            AgentRoute::Status => api.status(&viewer).await?,
-            AgentRoute::Leases => api.leases(&viewer).await?,
+            AgentRoute::Status => return Ok(answer::json_text(api.status(&viewer).await?)),
+            AgentRoute::Leases => return Ok(answer::json_text(api.leases(&viewer).await?)),
             AgentRoute::Explain { path, as_id } => {
                 check_explain(&viewer, as_id.as_deref())?;
-                api.explain(&viewer, &path, as_id.as_deref()).await?
+                let view = api.explain(&viewer, &path, as_id.as_deref()).await?;
+                return Ok(answer::json_text(view));
             }
             AgentRoute::Refresh => self.refresh(&viewer, body).await?,
             AgentRoute::Events { since } => self.events(since).await?,

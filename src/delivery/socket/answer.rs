@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::request::Refusal;
@@ -27,6 +28,12 @@ const RETRY_SECONDS: u64 = 1;
 /// JSON that holds no secret.
 pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
     with_body(status, Bytes::from(value.to_string()), HeaderMap::with_capacity(4))
+}
+
+/// The same, written already.
+pub(super) fn json_text(text: Box<RawValue>) -> Answer {
+    let body = Box::<str>::from(text).into_boxed_bytes();
+    with_body(StatusCode::OK, Bytes::from(body), HeaderMap::with_capacity(4))
 }
 
 /// Text of another type.

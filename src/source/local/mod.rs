@@ -4,21 +4,19 @@
 //! is checked and every encrypted value opened when it is loaded; a bad new file leaves the last
 //! good one in force and [`LocalSource::problem`] says so.
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 use self::content::{Content, Current};
 use self::file::LocalFile;
 use self::generated::Ledger;
+use self::read::Stamp;
 use super::{
     ConfiguredMount, ErrorClass, Fetched, LeaseTerms, Login, Source, SourceDescription,
     SourceError, TokenGrant, TokenKind,
@@ -33,14 +31,13 @@ use crate::watch::FileWatcher;
 mod content;
 mod file;
 mod generated;
+mod read;
 #[cfg(test)]
 mod tests;
 mod value;
 
 pub use file::FileProblem;
 
-/// A file beyond this is something else.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What Vault says about KV 1 secrets by default: its default lease TTL of 32 days, in seconds.
 const KV1_LEASE_DURATION: u64 = 2_764_800;
 
@@ -103,6 +100,8 @@ pub struct LocalSource {
     /// Drawn at start; keeps the secrets encrypted while nobody asks for them.
     memory_key: Key,
     content: ArcSwap<Content>,
+    /// Of the file that was read last.
+    read: Mutex<Option<Stamp>>,
     problem: Mutex<Option<String>>,
     ledger: Mutex<Ledger>,
     changes: watch::Sender<u64>,
@@ -116,6 +115,7 @@ impl LocalSource {
             file_key: config.key.map(Key::from_shared).transpose()?,
             memory_key: Key::generate()?,
             content: ArcSwap::default(),
+            read: Mutex::default(),
             problem: Mutex::default(),
             ledger: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -129,13 +129,15 @@ impl LocalSource {
     /// Reloads the file whenever it changes, until `stop`. One task per source runs this.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let mut watcher = FileWatcher::new(&self.file);
+        // The file may have changed between `open` and the watch.
+        let mut due = self.is_out_of_date();
         loop {
-            // At once as well: the file may have changed between `open` and the watch. Reading and
-            // decrypting thousands of values is no work for an async worker.
+            // Reading and decrypting thousands of values is no work for an async worker.
             let source = Arc::clone(&self);
-            if tokio::task::spawn_blocking(move || source.reload()).await.is_err() {
+            if due && tokio::task::spawn_blocking(move || source.reload()).await.is_err() {
                 tracing::error!(file = %self.file.display(), "reloading the local file panicked");
             }
+            due = true;
             tokio::select! {
                 () = stop.cancelled() => return,
                 // Cancel-safe, and nothing is lost when we are stopping anyway.
@@ -165,6 +167,13 @@ impl LocalSource {
         }
     }
 
+    /// Whether the file is another than the one that was read last. One that cannot be looked at
+    /// is: reading it will tell why.
+    fn is_out_of_date(&self) -> bool {
+        let now = Stamp::of(&self.file);
+        now.is_none() || now != *lock(&self.read)
+    }
+
     /// What is wrong with the file as it is now, while an older state of it is in force.
     pub fn problem(&self) -> Option<String> {
         lock(&self.problem).clone()
@@ -172,28 +181,14 @@ impl LocalSource {
 
     /// The content the file calls for, `None` if that is what we have.
     fn load(&self) -> Result<Option<Content>, LocalError> {
-        let (text, written_at) = self.read_file()?;
+        let read::Text { text, written_at, stamp } = read::read(&self.file)?;
+        *lock(&self.read) = Some(stamp);
         let file = LocalFile::parse(&text, self.file_key.as_ref())
             .map_err(|problems| LocalError::Invalid { file: self.file.clone(), problems })?;
         self.content
             .load()
             .next(file, written_at, &self.memory_key)
             .map_err(|problem| LocalError::Keep { file: self.file.clone(), problem })
-    }
-
-    fn read_file(&self) -> Result<(Zeroizing<String>, Timestamp), LocalError> {
-        let read_error = |source| LocalError::Read { file: self.file.clone(), source };
-        let file = std::fs::File::open(&self.file).map_err(read_error)?;
-        let metadata = file.metadata().map_err(read_error)?;
-        if metadata.len() > FILE_BYTES_MAX {
-            return Err(LocalError::TooLarge { file: self.file.clone() });
-        }
-        let written_at = metadata.modified().map_err(read_error)?;
-        // One byte more than the size, so that reading to the end never moves the buffer.
-        let capacity = usize::try_from(metadata.len()).unwrap_or_default() + 1;
-        let mut text = Zeroizing::new(String::with_capacity(capacity));
-        file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(read_error)?;
-        Ok((text, Timestamp::try_from(written_at).unwrap_or(Timestamp::UNIX_EPOCH)))
     }
 
     fn read_kv(&self, secret: &SecretRef, mount: &Mount) -> Result<Fetched, SourceError> {

@@ -167,6 +167,21 @@ async fn a_bad_new_file_changes_nothing_but_the_problem() {
     assert_eq!(fixture.source.problem(), None);
 }
 
+#[test]
+fn the_file_is_out_of_date_once_it_is_written_again_or_gone() {
+    let fixture = Fixture::new(&kv2("a = { k = 1 }"));
+    assert!(!fixture.source.is_out_of_date());
+    let file = fixture.directory.path().join("secrets.toml");
+    let next = fixture.directory.path().join("next.toml");
+    fs::write(&next, kv2("a = { k = 2 }")).unwrap();
+    fs::rename(&next, &file).unwrap();
+    assert!(fixture.source.is_out_of_date());
+    fixture.source.reload();
+    assert!(!fixture.source.is_out_of_date());
+    fs::remove_file(&file).unwrap();
+    assert!(fixture.source.is_out_of_date());
+}
+
 #[tokio::test]
 async fn following_takes_an_edit_and_ends_when_told() {
     let fixture = Fixture::new(&kv2("a = { k = 1 }"));
