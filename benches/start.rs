@@ -3,8 +3,8 @@
 //! The agent is started, and its socket asked until it gives a KV secret from a Vault that is
 //! already up; each time with a new directory. In turns with it, `curl` reads the same secret from
 //! Vault itself with a token it is given. The Vault is the real one where
-//! `SECRETS_BROKER_TEST_SERVERS` says where it is, otherwise a scripted one in this process. Target:
-//! under 100 ms.
+//! `SECRETS_BROKER_TEST_SERVERS` says where it is, otherwise a scripted one in this process.
+//! Target: under 100 ms.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
