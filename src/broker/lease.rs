@@ -86,8 +86,8 @@ impl Lease {
     }
 
     /// Whether a holder that asks for a renewal gets a real one: from 60 % of the grant on. Vault's
-    /// own clients renew at about 70 % of what they were told; they would often come just before us,
-    /// be told the short rest, and take the credential for dying.
+    /// own clients renew at about 70 % of what they were told; they would often come just before
+    /// us, be told the short rest, and take the credential for dying.
     pub fn may_renew_early(&self, now: BootInstant) -> bool {
         let duration = self.expires_at.since(self.granted_at);
         self.renewable && now.since(self.granted_at) >= duration / 5 * 3
