@@ -199,8 +199,8 @@ impl Operators {
     }
 }
 
-/// An identity somebody asks about: `uid:1000` or `volume:shop`. Which groups a process of that user
-/// has is only known when it connects: here it is supposed to have the one of the user's number.
+/// An identity somebody asks about: `uid:1000` or `volume:shop`. Which groups a process of that
+/// user has is only known when it connects: here it is supposed to have the one of its number.
 fn identity_of(id: &str) -> Result<Identity, Refusal> {
     let unknown = || Refusal::bad_request(format!("'{id}' is neither uid:NUMBER nor volume:NAME"));
     match id.split_once(':') {
