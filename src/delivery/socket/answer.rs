@@ -1,5 +1,6 @@
 //! Replies: Vault's envelope and error body, and the headers every reply has.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,23 +108,22 @@ fn with_body(status: StatusCode, body: Bytes, mut headers: HeaderMap) -> Answer 
     answer
 }
 
-/// Vault's envelope with the caller's local lease; built in one allocation of sufficient size, so
-/// that growing leaves no copy behind.
+/// Vault's envelope with the caller's local lease; built in one allocation of exact size, so that
+/// growing leaves no copy behind.
 fn leased_envelope(reply: &Reply) -> SecretBytes {
     let lease = reply.local_lease.as_ref();
-    let lease_id = Value::from(lease.map_or("", |lease| lease.id.as_str()));
-    let head = format!(
-        r#"{{"request_id":"","lease_id":{lease_id},"renewable":{},"lease_duration":{},"data":"#,
-        lease.is_some_and(|lease| lease.renewable),
-        lease.map_or(0, |lease| lease.duration.as_secs()),
-    );
-    let tail = r#","wrap_info":null,"warnings":null,"auth":null}"#;
-    let parts = [head.as_bytes(), reply.entry.data.expose(), tail.as_bytes()];
-    let mut body = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-    for part in parts {
-        body.extend_from_slice(part);
-    }
-    SecretBytes::new(body)
+    let id = lease.map_or("", |lease| lease.id.as_str());
+    let renewable = lease.is_some_and(|lease| lease.renewable);
+    let duration = lease.map_or(0, |lease| lease.duration.as_secs());
+    let mut head = Vec::with_capacity(128 + id.len());
+    let written: io::Result<()> = (|| {
+        head.extend_from_slice(br#"{"request_id":"","lease_id":"#);
+        serde_json::to_writer(&mut head, id)?;
+        write!(head, r#","renewable":{renewable},"lease_duration":{duration},"data":"#)
+    })();
+    written.expect("text is written to memory");
+    let tail = br#","wrap_info":null,"warnings":null,"auth":null}"#;
+    SecretBytes::new([&head, reply.entry.data.expose(), tail].concat())
 }
 
 impl From<ReadError> for Refusal {
