@@ -5,9 +5,9 @@
 mod world;
 
 use secrets_broker::broker::Freshness;
-use secrets_broker::broker::event::{Answer, LocalKey, LocalOperation, WaiterId};
+use secrets_broker::broker::event::{Answer, Event, LocalKey, LocalOperation, WaiterId};
 use secrets_broker::broker::settings::Settings;
-use secrets_broker::source::{ErrorClass, TokenKind};
+use secrets_broker::source::ErrorClass;
 use std::time::Duration;
 use world::{World, seconds};
 
@@ -184,6 +184,35 @@ fn an_unread_local_lease_ends_the_interest_and_a_hit_or_renewal_prolongs_it() {
 }
 
 #[test]
+fn a_holder_that_renews_late_in_the_grant_gets_a_real_renewal_and_never_a_new_credential() {
+    let mut world = World::new();
+    world.vault.lease_max_ttl = 1000;
+    let waiter = world.read(CREDS, 1);
+    world.advance(seconds(10));
+    let local = local_of(&world, waiter);
+    let told = |answer: &Answer| match answer {
+        Answer::Local(Ok(terms)) => terms.duration,
+        other => panic!("not renewed: {other:?}"),
+    };
+    // Half of the grant is over: nothing upstream, the real rest.
+    let early = world.local(1, local, LocalOperation::Renew);
+    assert!(told(&early) <= seconds(11) && world.count("renew") == 0);
+    world.advance(Duration::from_millis(3_300));
+    let late = WaiterId(1_000_000);
+    let consumer = secrets_broker::domain::ConsumerId::host_user(1);
+    world.step(Event::Local { waiter: late, consumer, local, operation: LocalOperation::Renew });
+    assert!(!world.answers.contains_key(&late), "answered before the real renewal");
+    world.advance(Duration::from_millis(100));
+    assert!(told(&world.answers[&late]) > seconds(19));
+    assert_eq!((world.count("renew"), world.count("mint")), (1, 1));
+    // While renewals fail nobody waits for one: what remains is told at once.
+    world.vault.renewals_fail = true;
+    world.advance(seconds(16));
+    let failing = world.local(1, local, LocalOperation::Renew);
+    assert!(told(&failing) < seconds(5));
+}
+
+#[test]
 fn a_local_lease_obeys_only_its_holder() {
     let mut world = World::new();
     let waiter = world.read(CREDS, 1);
@@ -271,57 +300,6 @@ fn a_deleted_secret_is_not_found_and_the_answer_is_remembered_briefly() {
 }
 
 #[test]
-fn a_revoked_token_costs_one_login_and_one_replacement() {
-    let mut world = World::new();
-    world.vault.lease_max_ttl = 1000;
-    let creds = world.subscribe(CREDS, 1);
-    let kv = world.subscribe(KV, 1);
-    world.advance(seconds(5));
-    let kept = world.levels[&kv].value;
-    world.vault.tokens.clear();
-    world.vault.leases.clear();
-    world.advance(seconds(30));
-    assert_eq!(world.count("mint"), 2);
-    let current = world.levels[&creds].value.unwrap();
-    assert!(world.works(current));
-    assert_eq!(world.levels[&kv].value, kept);
-    assert!(world.count("login") <= 4, "{}", world.count("login"));
-}
-
-#[test]
-fn a_batch_token_is_succeeded_at_75_percent_with_its_leases_overlapping() {
-    let mut world = World::new();
-    world.vault.token_kind = TokenKind::Batch;
-    world.vault.token_ttl = 100;
-    world.vault.lease_ttl = 1000;
-    world.vault.lease_max_ttl = 10_000;
-    let subscription = world.subscribe(CREDS, 1);
-    world.advance(seconds(1));
-    for _ in 0..5000 {
-        world.advance(Duration::from_millis(100));
-        let current = world.levels[&subscription].value.unwrap();
-        assert!(world.works(current), "died with its batch token at {:?}", world.now);
-    }
-    assert!((6..=9).contains(&world.count("mint")), "{}", world.count("mint"));
-}
-
-#[test]
-fn a_token_near_its_max_ttl_is_succeeded_before_its_end() {
-    let mut world = World::new();
-    world.vault.token_ttl = 60;
-    world.vault.token_max_ttl = 150;
-    world.vault.lease_ttl = 500;
-    world.vault.lease_max_ttl = 10_000;
-    let subscription = world.subscribe(CREDS, 1);
-    world.advance(seconds(1));
-    for _ in 0..6000 {
-        world.advance(Duration::from_millis(100));
-        let current = world.levels[&subscription].value.unwrap();
-        assert!(world.works(current));
-    }
-}
-
-#[test]
 fn a_lease_that_cannot_be_renewed_is_replaced_at_75_percent() {
     let mut world = World::new();
     world.vault.lease_renewable = false;
@@ -382,18 +360,4 @@ fn an_auto_mount_is_asked_for_once_before_the_first_read() {
     world.advance(seconds(1));
     assert!(waiters.iter().all(|w| freshness(&world, *w) == Freshness::Miss));
     assert_eq!((world.count("probe"), world.count("login")), (1, 1));
-}
-
-#[test]
-fn a_refused_login_purges_nothing_and_is_told_with_its_reason() {
-    let mut world = World::new();
-    world.vault.login_denied = true;
-    let waiter = world.read(KV, 1);
-    world.advance(seconds(1));
-    assert_eq!(world.refused(waiter), Some(ErrorClass::Unreachable));
-    world.vault.login_denied = false;
-    world.advance(seconds(31));
-    let again = world.read(KV, 1);
-    world.advance(seconds(1));
-    assert_eq!(freshness(&world, again), Freshness::Miss);
 }

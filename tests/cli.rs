@@ -22,7 +22,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
 fn configuration(more: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
-    std::fs::write(path.join("secrets.toml"), "").unwrap();
+    std::fs::write(path.join("secrets.toml"), "[mounts.secret]\n").unwrap();
     let source =
         format!("[sources.local]\nkind = \"local\"\nfile = \"{}/secrets.toml\"\n", path.display());
     std::fs::write(path.join("broker.toml"), format!("{source}{more}")).unwrap();

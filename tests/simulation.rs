@@ -84,7 +84,7 @@ fn run(seed: u64) -> Vec<(u64, &'static str)> {
                             LocalOperation::Revoke,
                         ])
                         .unwrap();
-                    world.local(rng.u32(0..4), local, operation);
+                    world.ask_local(rng.u32(0..4), local, operation);
                 }
             }
             7 => disturb(&mut world, &mut rng),
@@ -101,6 +101,8 @@ fn run(seed: u64) -> Vec<(u64, &'static str)> {
     // Local leases end unread, sessions linger a minute, cached KV dies at max_stale.
     world.advance(seconds(5_000));
     invariants(&world);
+    let answered = world.asked.iter().all(|waiter| world.answers.contains_key(waiter));
+    assert!(answered, "somebody waits for ever");
     assert!(world.told.is_empty(), "local leases are left");
     assert!(world.values.is_empty(), "bytes are left: {:?}", world.values);
     assert_eq!(world.state.next_deadline(), None, "work is left");

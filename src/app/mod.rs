@@ -121,6 +121,18 @@ impl App {
     }
 }
 
+/// What only opening things shows: rules that do not compile, keys that do not fit, bad CA bundles
+/// and local files. Contacts nothing and changes nothing.
+pub fn check(config: Config) -> Vec<String> {
+    let policy = CompiledPolicy::compile(&config.policy).err().unwrap_or_default();
+    let policy = policy.iter().map(|problem| format!("policy: {problem}"));
+    let sources = config.sources.into_iter().filter_map(|(name, source)| {
+        let error = Sources::open(BTreeMap::from([(name, source)])).err()?;
+        Some(format!("{error:#}"))
+    });
+    policy.chain(sources).collect()
+}
+
 /// Resolves on SIGTERM or SIGINT.
 pub async fn stop_signal() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

@@ -110,14 +110,17 @@ impl Health {
         }
     }
 
-    /// The source answered, whatever it said.
-    pub fn answered(&mut self, now: BootInstant) {
-        if !self.reachable {
+    /// The source answered, whatever it said. True if it had not before.
+    pub fn answered(&mut self, now: BootInstant) -> bool {
+        let recovered = !self.reachable;
+        if recovered {
             self.since = now;
+            self.last_error = None;
         }
         self.reachable = true;
         self.failures = 0;
         self.open_until = None;
+        recovered
     }
 
     /// The source did not answer usably.

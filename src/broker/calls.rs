@@ -153,7 +153,7 @@ impl Outgoing {
         };
         let outcome = match outcome {
             Ok(_) => "ok".to_owned(),
-            Err(error) => format!("{:?}", error.class),
+            Err(error) => error.class.name().to_owned(),
         };
         // Renewals and ends are never blocked by the audit log; new secrets were checked before.
         let event =

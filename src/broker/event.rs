@@ -231,6 +231,8 @@ pub enum Effect {
         /// With what.
         answer: Answer,
     },
+    /// A subscription could not be kept: after its last level its holder may subscribe anew.
+    EndSubscription(SubscriptionId),
     /// Tell a subscriber the current level.
     Notify {
         /// Whom.

@@ -106,7 +106,10 @@ impl BrokerTask {
                 () = work.cancelled() => break,
                 Some(joined) = self.calls.join_next() => self.returned(joined?),
                 fired = self.timer.fired() => { fired?; self.step(Event::Tick); }
-                () = released.noticed() => self.unsubscribe_released(),
+                // A stop drops every subscription, and ends no lease.
+                () = released.noticed() => if !work.is_cancelled() {
+                    self.unsubscribe_released();
+                },
                 Some(change) = self.watchers.join_next() => self.source_changed(change?),
                 Some(request) = self.requests.recv() => self.request(request),
             }
@@ -270,6 +273,9 @@ impl BrokerTask {
                 }
             }
             Effect::Answer { waiter, answer } => self.answer(waiter, answer),
+            Effect::EndSubscription(subscription) => {
+                self.subscribers.remove(&subscription);
+            }
             Effect::Notify { subscription, entry, problem } => {
                 if let Some(subscriber) = self.subscribers.get(&subscription) {
                     let value = entry.and_then(|id| self.published.get(&id)).cloned();

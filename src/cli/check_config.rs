@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use super::{ConfigArgs, EXIT_OK, EXIT_PROBLEM, output};
+use crate::app;
 use crate::audit::Output;
 use crate::config::{Config, SourceConfig};
 
@@ -11,16 +12,24 @@ pub(super) fn check_config(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     match Config::load(&args.config) {
         Ok(config) => {
             let file = args.config.display();
-            output::print(&format!("{file}: in order\n{}", summary(&config)))?;
-            Ok(ExitCode::from(EXIT_OK))
+            let summary = summary(&config);
+            let problems = app::check(config);
+            if problems.is_empty() {
+                output::print(&format!("{file}: in order\n{summary}"))?;
+                return Ok(ExitCode::from(EXIT_OK));
+            }
+            output::print(&format!("{}\n{}\n", problems.join("\n"), count(problems.len())))?;
+            Ok(ExitCode::from(EXIT_PROBLEM))
         }
         Err(error) => {
-            let number = error.problems.len();
-            let plural = if number == 1 { "" } else { "s" };
-            output::print(&format!("{error}\n{number} problem{plural}\n"))?;
+            output::print(&format!("{error}\n{}\n", count(error.problems.len())))?;
             Ok(ExitCode::from(EXIT_PROBLEM))
         }
     }
+}
+
+fn count(problems: usize) -> String {
+    format!("{problems} problem{}", if problems == 1 { "" } else { "s" })
 }
 
 fn summary(config: &Config) -> String {

@@ -162,6 +162,20 @@ pub enum ErrorClass {
     InvalidRequest,
 }
 
+impl ErrorClass {
+    /// Its name in status, files and the audit log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::TokenEnded => "token-ended",
+            Self::Denied => "denied",
+            Self::NotFound => "not-found",
+            Self::LeaseEnded => "lease-ended",
+            Self::InvalidRequest => "invalid-request",
+        }
+    }
+}
+
 /// A failed call: class, a message that is safe to show, and what is known about side effects.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -53,18 +53,6 @@ pub(super) fn causes(report: &Report, volumes: &[VolumeStatus], facts: &Facts) -
     causes
 }
 
-/// The class as status and JSON name it.
-pub(super) fn class_name(class: ErrorClass) -> &'static str {
-    match class {
-        ErrorClass::Unreachable => "unreachable",
-        ErrorClass::TokenEnded => "token-ended",
-        ErrorClass::Denied => "denied",
-        ErrorClass::NotFound => "not-found",
-        ErrorClass::LeaseEnded => "lease-ended",
-        ErrorClass::InvalidRequest => "invalid-request",
-    }
-}
-
 /// Whether a secret is not as somebody who holds it expects. A refused read that nobody holds an
 /// interest in (a mistyped path) is the reader's trouble, not the agent's.
 pub(super) fn is_in_trouble(secret: &SecretReport) -> bool {

@@ -114,7 +114,7 @@ impl Clocks {
 
     pub(super) fn trouble(self, problem: &Problem) -> TroubleView {
         TroubleView {
-            class: super::cause::class_name(problem.class).to_owned(),
+            class: problem.class.name().to_owned(),
             message: problem.message.clone(),
             since: self.moment(problem.since),
             attempts: problem.attempts,

@@ -1,4 +1,5 @@
 //! Servers as child processes: output in files, ended by their own id, never left behind.
+#![allow(dead_code, reason = "every user compiles this and uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

@@ -6,80 +6,27 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use secrets_broker::broker::event::{
-    Answer, Call, Done, Effect, EffectId, EntryId, Event, FetchedValue, LocalKey, LocalOperation,
-    PublishedTimes, SubscriptionId, TokenId, ValueId, WaiterId, Want,
+    Answer, Call, Effect, EffectId, EntryId, Event, LocalKey, LocalOperation, PublishedTimes,
+    SubscriptionId, TokenId, ValueId, WaiterId, Want,
 };
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::state::State;
 use secrets_broker::broker::{Problem, ReadError};
 use secrets_broker::clock::BootInstant;
-use secrets_broker::domain::{ConsumerId, EngineKind, LoginIdentity, Mount, PathKind, SecretRef};
-use secrets_broker::source::{
-    ConfiguredMount, ErrorClass, LeaseTerms, SourceError, TokenGrant, TokenKind,
-};
+use secrets_broker::domain::{ConsumerId, EngineKind, LoginIdentity, SecretRef};
+use secrets_broker::source::{ConfiguredMount, ErrorClass};
 
-/// What the model's Vault does with calls.
-#[derive(Debug, Clone)]
-pub struct Vault {
-    pub sealed: bool,
-    pub renewals_fail: bool,
-    pub reads_denied: bool,
-    pub gone: bool,
-    pub revoke_permitted: bool,
-    pub ambiguous: bool,
-    pub login_denied: bool,
-    pub lease_ttl: u64,
-    pub lease_max_ttl: u64,
-    pub lease_renewable: bool,
-    pub token_ttl: u64,
-    pub token_max_ttl: u64,
-    pub token_kind: TokenKind,
-    pub rotation: u64,
-    pub content: u64,
-    pub latency: Duration,
-    pub tokens: BTreeMap<TokenId, (BootInstant, BootInstant)>,
-    pub leases: BTreeMap<u64, Lease>,
-    pub log: Vec<(BootInstant, &'static str)>,
-}
+#[path = "vault_model.rs"]
+mod vault_model;
 
-#[derive(Debug, Clone)]
-pub struct Lease {
-    pub token: TokenId,
-    pub issued: BootInstant,
-    pub expires: BootInstant,
-}
-
-impl Default for Vault {
-    fn default() -> Self {
-        Self {
-            sealed: false,
-            renewals_fail: false,
-            reads_denied: false,
-            gone: false,
-            revoke_permitted: false,
-            ambiguous: false,
-            login_denied: false,
-            lease_ttl: 20,
-            lease_max_ttl: 60,
-            lease_renewable: true,
-            token_ttl: 3600,
-            token_max_ttl: 1_000_000,
-            token_kind: TokenKind::Service,
-            rotation: 30,
-            content: 1,
-            latency: Duration::from_millis(5),
-            tokens: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            log: Vec::new(),
-        }
-    }
-}
+pub use vault_model::Vault;
 
 /// The core, its clock and the model.
 pub struct World {
     pub state: State,
     pub now: BootInstant,
     pub vault: Vault,
+    pub asked: BTreeSet<WaiterId>,
     pub answers: BTreeMap<WaiterId, Answer>,
     pub levels: BTreeMap<SubscriptionId, Level>,
     pub published: BTreeMap<EntryId, (ValueId, PublishedTimes)>,
@@ -132,6 +79,7 @@ impl World {
             state: State::new(settings, &["vault".parse().unwrap()], now, seed),
             now,
             vault: Vault::default(),
+            asked: BTreeSet::new(),
             answers: BTreeMap::new(),
             levels: BTreeMap::new(),
             published: BTreeMap::new(),
@@ -190,6 +138,9 @@ impl World {
                     let (_, times) = self.published[entry];
                     assert!(self.now < times.dead_at, "a dead value is served");
                 }
+                if let Answer::Local(Ok(terms)) = &answer {
+                    assert!(self.told.contains_key(&terms.local), "its id is already forgotten");
+                }
                 assert!(self.answers.insert(waiter, answer).is_none(), "answered twice");
             }
             Effect::Notify { subscription, entry, problem } => {
@@ -199,7 +150,7 @@ impl World {
                     level.value = Some(self.published[&entry].0);
                 }
             }
-            Effect::DropToken(_) => {}
+            Effect::DropToken(_) | Effect::EndSubscription(_) => {}
         }
     }
 
@@ -233,137 +184,6 @@ impl World {
         self.step(Event::Completed { effect, left_at, outcome });
     }
 
-    fn answer(&mut self, call: Call, left_at: BootInstant) -> Result<Done, SourceError> {
-        let error = |class, text: &str| Err(SourceError::new(class, text));
-        self.expire();
-        if self.vault.sealed {
-            return error(ErrorClass::Unreachable, "sealed");
-        }
-        let token = match &call {
-            Call::Login(_) => None,
-            Call::RenewToken { token, .. }
-            | Call::EndSession { token }
-            | Call::Probe { token, .. }
-            | Call::Fetch { token, .. }
-            | Call::RenewLease { token, .. }
-            | Call::RevokeLease { token, .. } => Some(*token),
-        };
-        if token.is_some_and(|token| !self.vault.tokens.contains_key(&token)) {
-            return error(ErrorClass::TokenEnded, "bad token");
-        }
-        match call {
-            Call::Login(_) => self.login(left_at),
-            Call::RenewToken { token, .. } => self.renew_token(token, left_at),
-            Call::EndSession { token } => {
-                self.note("end-session");
-                self.vault.tokens.remove(&token);
-                self.vault.leases.retain(|_, lease| lease.token != token);
-                Ok(Done::Ended)
-            }
-            Call::Probe { .. } => {
-                self.note("probe");
-                let path = "auto".parse().unwrap();
-                Ok(Done::Probed(Mount { path, kind: EngineKind::Kv2 }))
-            }
-            Call::Fetch { token, kind, secret } => self.fetch(token, kind, &secret, left_at),
-            Call::RenewLease { value, increment, .. } => self.renew(value, increment, left_at),
-            Call::RevokeLease { value, .. } => {
-                if !self.vault.revoke_permitted {
-                    return error(ErrorClass::Denied, "permission denied");
-                }
-                self.note("revoke");
-                self.vault.leases.remove(&value.id);
-                Ok(Done::Ended)
-            }
-        }
-    }
-
-    fn login(&mut self, left_at: BootInstant) -> Result<Done, SourceError> {
-        if self.vault.login_denied {
-            return Err(SourceError::new(ErrorClass::Denied, "role not allowed"));
-        }
-        self.note("login");
-        let token = TokenId(1_000_000 + self.id());
-        let ttl = seconds(self.vault.token_ttl);
-        let max = left_at + seconds(self.vault.token_max_ttl);
-        self.vault.tokens.insert(token, ((left_at + ttl).min(max), max));
-        let renewable = self.vault.token_kind == TokenKind::Service;
-        let terms = TokenGrant { ttl, renewable };
-        Ok(Done::LoggedIn { token, terms, kind: self.vault.token_kind })
-    }
-
-    fn renew_token(&mut self, token: TokenId, left_at: BootInstant) -> Result<Done, SourceError> {
-        self.note("renew-token");
-        let ttl = seconds(self.vault.token_ttl);
-        let (expires, max) = self.vault.tokens.get_mut(&token).unwrap();
-        *expires = (left_at + ttl).min(*max);
-        let ttl = expires.since(left_at);
-        Ok(Done::TokenRenewed(TokenGrant { ttl, renewable: true }))
-    }
-
-    fn fetch(
-        &mut self,
-        token: TokenId,
-        kind: PathKind,
-        secret: &SecretRef,
-        left_at: BootInstant,
-    ) -> Result<Done, SourceError> {
-        if self.vault.reads_denied {
-            return Err(SourceError::new(ErrorClass::Denied, "permission denied"));
-        }
-        if self.vault.gone {
-            return Err(SourceError::new(ErrorClass::NotFound, "not found"));
-        }
-        let id = self.id();
-        let fingerprint = self.vault.content + secret.path.as_str().len() as u64;
-        let value = ValueId { id, len: 100, fingerprint };
-        let mut fetched = FetchedValue { value, lease: None, rotates_in: None, version: None };
-        match kind {
-            PathKind::Kv => self.note("fetch"),
-            PathKind::Static => {
-                self.note("fetch-static");
-                let period = self.vault.rotation * 1_000_000_000;
-                let left = period - left_at.as_nanos() % period;
-                fetched.rotates_in = Some(Duration::from_secs(left / 1_000_000_000));
-            }
-            PathKind::Minting => {
-                self.note("mint");
-                let duration = seconds(self.vault.lease_ttl);
-                let lease = Lease { token, issued: left_at, expires: left_at + duration };
-                self.vault.leases.insert(id, lease);
-                if self.vault.ambiguous {
-                    let mut error = SourceError::new(ErrorClass::Unreachable, "no answer");
-                    error.ambiguous = true;
-                    return Err(error);
-                }
-                let renewable = self.vault.lease_renewable;
-                fetched.lease = Some(LeaseTerms { duration, renewable });
-            }
-        }
-        self.values.insert(value);
-        Ok(Done::Fetched(fetched))
-    }
-
-    fn renew(
-        &mut self,
-        value: ValueId,
-        increment: Duration,
-        left_at: BootInstant,
-    ) -> Result<Done, SourceError> {
-        if self.vault.renewals_fail {
-            self.note("renew-failed");
-            return Err(SourceError::new(ErrorClass::InvalidRequest, "failed to renew entry"));
-        }
-        let max = seconds(self.vault.lease_max_ttl);
-        let Some(lease) = self.vault.leases.get_mut(&value.id) else {
-            return Err(SourceError::new(ErrorClass::LeaseEnded, "lease not found"));
-        };
-        lease.expires = (left_at + increment).min(lease.issued + max);
-        let duration = lease.expires.since(left_at);
-        self.note("renew");
-        Ok(Done::LeaseRenewed(LeaseTerms { duration, renewable: true }))
-    }
-
     fn expire(&mut self) {
         let now = self.now;
         self.vault.tokens.retain(|_, (expires, _)| *expires > now);
@@ -388,7 +208,7 @@ impl World {
     }
 
     pub fn read(&mut self, path: &str, consumer: u32) -> WaiterId {
-        let waiter = WaiterId(self.id());
+        let waiter = self.waiter();
         self.step(Event::Read { waiter, want: want(path, consumer) });
         waiter
     }
@@ -403,11 +223,28 @@ impl World {
         self.step(Event::Unsubscribe { subscription });
     }
 
-    pub fn local(&mut self, consumer: u32, local: LocalKey, operation: LocalOperation) -> Answer {
-        let waiter = WaiterId(self.id());
+    /// Asks for an operation on a local lease; a renewal may be answered later.
+    pub fn ask_local(
+        &mut self,
+        consumer: u32,
+        local: LocalKey,
+        operation: LocalOperation,
+    ) -> WaiterId {
+        let waiter = self.waiter();
         let consumer = ConsumerId::host_user(consumer);
         self.step(Event::Local { waiter, consumer, local, operation });
+        waiter
+    }
+
+    pub fn local(&mut self, consumer: u32, local: LocalKey, operation: LocalOperation) -> Answer {
+        let waiter = self.ask_local(consumer, local, operation);
         self.answers[&waiter].clone()
+    }
+
+    fn waiter(&mut self) -> WaiterId {
+        let waiter = WaiterId(self.id());
+        self.asked.insert(waiter);
+        waiter
     }
 
     pub fn refused(&self, waiter: WaiterId) -> Option<ErrorClass> {

@@ -28,6 +28,8 @@ pub(super) struct Entry {
     pub waiters: Vec<Waiter>,
     pub subscriptions: BTreeMap<SubscriptionId, ConsumerId>,
     pub locals: Vec<LocalKey>,
+    /// Holders whose renewal of a local lease waits for the real one.
+    pub renewing: Vec<(WaiterId, LocalKey)>,
     pub problem: Option<Problem>,
     /// When the next attempt at what failed last is due.
     pub retry_at: Option<BootInstant>,
@@ -110,6 +112,7 @@ impl Entry {
             waiters: Vec::new(),
             subscriptions: BTreeMap::new(),
             locals: Vec::new(),
+            renewing: Vec::new(),
             problem: None,
             retry_at: None,
             negative_until: None,
@@ -193,6 +196,9 @@ impl State {
     }
 
     pub(super) fn settle(&mut self, mut entry: Box<Entry>) {
+        if entry.activity == Activity::Idle {
+            self.answer_renewing(&mut entry);
+        }
         let unwanted =
             !entry.is_wanted() && entry.waiters.is_empty() && entry.activity == Activity::Idle;
         let empty = entry.current.is_none() && entry.negative_until.is_none_or(|at| at <= self.now);

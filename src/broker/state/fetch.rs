@@ -7,7 +7,7 @@ use super::jobs::{Job, Revocation};
 use super::read::refusal;
 use super::renewal::Expiry;
 use super::{FollowUp, Pending, State};
-use crate::broker::event::{Effect, EntryId, FetchedValue, Record, TokenId};
+use crate::broker::event::{Answer, EntryId, FetchedValue, Record, TokenId};
 use crate::broker::lease::{Lease, backoff_delay, retry_delay};
 use crate::broker::{Freshness, ReadError};
 use crate::clock::BootInstant;
@@ -84,7 +84,7 @@ impl State {
         let message = ReadError::Full { limit }.to_string();
         self.set_problem(entry, ErrorClass::InvalidRequest, message);
         for waiter in std::mem::take(&mut entry.waiters) {
-            let refused = crate::broker::event::Answer::Refused(ReadError::Full { limit });
+            let refused = Answer::Refused(ReadError::Full { limit });
             self.answer(waiter.id, refused);
         }
         entry.retry_at = Some(self.now + Duration::from_secs(5));
@@ -157,11 +157,7 @@ impl State {
             waiters.iter().map(|waiter| self.told_local(entry, &waiter.consumer)).collect();
         self.publish(entry);
         for (waiter, local) in waiters.into_iter().zip(told) {
-            let answer = crate::broker::event::Answer::Value {
-                entry: entry.id,
-                freshness: Freshness::Miss,
-                local,
-            };
+            let answer = Answer::Value { entry: entry.id, freshness: Freshness::Miss, local };
             self.answer(waiter.id, answer);
         }
         self.notify(entry, true);
@@ -257,7 +253,7 @@ impl State {
                 self.answer_value(entry, &waiter, Freshness::Stale);
             } else {
                 let refused = refusal(&problem, retry_after);
-                self.answer(waiter.id, crate::broker::event::Answer::Refused(refused));
+                self.answer(waiter.id, Answer::Refused(refused));
             }
         }
     }
@@ -281,17 +277,5 @@ impl State {
             value: held.value,
             keeper: None,
         }));
-    }
-
-    pub(super) fn note_publish_times(&mut self, entry: &Entry) {
-        self.publish(entry);
-        let problem = entry.problem.clone();
-        for subscription in entry.subscriptions.keys() {
-            self.effects.push(Effect::Notify {
-                subscription: *subscription,
-                entry: Some(entry.id),
-                problem: problem.clone(),
-            });
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::cache::Activity;
 use super::mounts::MountKey;
-use super::{Pending, State, Timer};
+use super::{FollowUp, Pending, State, Timer};
 use crate::broker::budget::Urgency;
 use crate::broker::event::{Call, Done, EffectId, EntryId, SessionId, TokenId, ValueId};
 use crate::clock::BootInstant;
@@ -163,20 +163,31 @@ impl State {
                 continue;
             };
             let health = self.sources.get(&source);
-            match health.and_then(|health| Some((health.is_open(now)?, health.last_error.clone())))
-            {
+            match health.and_then(|health| health.is_open(now)) {
                 None => kept.push_back(job),
-                Some((until, last_error)) => {
-                    let mut error = SourceError::new(
-                        ErrorClass::Unreachable,
-                        last_error.unwrap_or_else(|| "source is unreachable".to_owned()),
-                    );
+                Some(until) => {
+                    let message = self.known_failure(&job, &source);
+                    let mut error = SourceError::new(ErrorClass::Unreachable, message);
                     error.retry_after = Some(now.until(until));
                     self.dispatch(pending, now, Err(error));
                 }
             }
         }
         self.ordinary.append(&mut kept);
+    }
+
+    /// What a job that fails fast is told: its own last failure. The source's last failure may
+    /// have been about somebody else's path; only status shows that.
+    fn known_failure(&self, job: &Job, source: &SourceName) -> String {
+        let own = match job {
+            Job::Fetch(id) => self.entries.get(id).and_then(|entry| entry.problem.as_ref()),
+            _ => None,
+        };
+        let own = own.filter(|problem| problem.class == ErrorClass::Unreachable);
+        own.map_or_else(
+            || format!("source {source} is unreachable and is tried again soon"),
+            |problem| problem.message.clone(),
+        )
     }
 
     /// A call came back: budget and health first, then what it was for.
@@ -197,7 +208,10 @@ impl State {
                     let retry_after = error.retry_after;
                     health.unanswered(self.now, &error.message, retry_after, &mut self.rng);
                 }
-                _ => health.answered(self.now),
+                _ if health.answered(self.now) => {
+                    self.follow_ups.push_back(FollowUp::Recovered(source));
+                }
+                _ => {}
             }
         }
         self.dispatch(pending, left_at, outcome);

@@ -1,6 +1,6 @@
 //! Local leases: what a socket caller holds on a dynamic secret. Its end ends the interest.
 
-use super::cache::Entry;
+use super::cache::{Activity, Entry};
 use super::{State, Timer};
 use crate::broker::LocalLeaseError;
 use crate::broker::event::{
@@ -96,23 +96,56 @@ impl State {
         key: LocalKey,
         operation: LocalOperation,
     ) {
-        let entry = self.locals.get(&key).filter(|l| l.consumer == *consumer).map(|l| l.entry);
-        let mut told = None;
-        if let Some(entry) = entry {
-            self.with_entry(entry, |state, entry| {
-                if operation == LocalOperation::Renew
-                    && let Some(held) = entry.current
-                    && state.locals.get(&key).is_some_and(|local| local.value == held.value)
-                {
-                    state.prolong(key, held.dead_at);
-                }
-                told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
-                if operation == LocalOperation::Revoke || told.is_none() {
-                    state.close_local(entry, key);
-                }
-            });
+        let own = self.locals.get(&key).filter(|local| local.consumer == *consumer);
+        let entry = own.map(|local| local.entry).filter(|entry| self.entries.contains_key(entry));
+        let Some(entry) = entry else {
+            self.answer(waiter, Answer::Local(Err(LocalLeaseError::NotFound)));
+            return;
+        };
+        self.with_entry(entry, |state, entry| {
+            if operation == LocalOperation::Renew && state.renew_for_holder(entry, waiter, key) {
+                return;
+            }
+            let told = state.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
+            let over = operation == LocalOperation::Revoke || told.is_none();
+            // Answered first: closing forgets the id that the answer names.
+            state.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+            if over {
+                state.close_local(entry, key);
+            }
+        });
+    }
+
+    /// Prolongs a local lease. True if the real lease is renewed first, which then answers.
+    fn renew_for_holder(&mut self, entry: &mut Entry, waiter: WaiterId, key: LocalKey) -> bool {
+        let local = self.locals.get(&key).map(|local| local.value);
+        let Some(held) = entry.current.filter(|held| Some(held.value) == local) else {
+            return false;
+        };
+        self.prolong(key, held.dead_at);
+        let early = held.lease.is_some_and(|lease| lease.may_renew_early(self.now));
+        // A renewal that keeps failing has its own pace, and a replacement is no renewal.
+        if !early || entry.replacing || entry.retry_at.is_some() {
+            return false;
         }
-        self.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+        self.want_renewal(entry);
+        let under_way = matches!(entry.activity, Activity::RenewQueued | Activity::Renewing(_));
+        if under_way {
+            entry.renewing.push((waiter, key));
+        }
+        under_way
+    }
+
+    /// The real renewal is over, one way or the other: its holders are told what remains.
+    pub(super) fn answer_renewing(&mut self, entry: &mut Entry) {
+        for (waiter, key) in std::mem::take(&mut entry.renewing) {
+            let local = self.locals.get(&key).map(|local| local.value);
+            if let Some(held) = entry.current.filter(|held| Some(held.value) == local) {
+                self.prolong(key, held.dead_at);
+            }
+            let told = self.local_terms(entry, key).filter(|terms| !terms.duration.is_zero());
+            self.answer(waiter, Answer::Local(told.ok_or(LocalLeaseError::NotFound)));
+        }
     }
 
     /// Its time seems over; hits may have moved it without telling us, so ask before ending it.

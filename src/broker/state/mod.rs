@@ -123,6 +123,8 @@ enum FollowUp {
     TokenExtended(SessionId, TokenId),
     /// The entry is gone and holds its session no more.
     Release(SessionId, EntryId),
+    /// The source answers again: what backs off because of it need not wait that long.
+    Recovered(SourceName),
     /// A lease under this token ended: perhaps it was the last.
     CheckSession(SessionId),
 }
@@ -238,6 +240,7 @@ impl State {
             FollowUp::TokenExtended(session, token) => self.token_extended(session, token),
             FollowUp::Release(session, entry) => self.release_holder(session, entry),
             FollowUp::CheckSession(session) => self.check_session(session),
+            FollowUp::Recovered(source) => self.recovered(&source),
         }
     }
 

@@ -123,7 +123,7 @@ impl State {
                 }
                 Parked::Subscribe(id, _) => {
                     self.subscriptions.remove(&id);
-                    self.notify_failure(id, class, message.clone());
+                    self.refuse_subscription(id, class, message.clone());
                 }
             }
         }

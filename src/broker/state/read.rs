@@ -1,5 +1,7 @@
 //! Reads and subscriptions: which entry they mean, and what can be answered at once.
 
+use std::time::Duration;
+
 use super::cache::{Activity, Entry, Waiter};
 use super::mounts::Parked;
 use super::{FollowUp, State, SubscriptionPlace};
@@ -7,6 +9,9 @@ use crate::broker::event::{Answer, CacheKey, Effect, EntryId, SubscriptionId, Wa
 use crate::broker::{Freshness, Problem, ReadError};
 use crate::domain::{Mount, PathKind, SecretRef, SourceName};
 use crate::source::ErrorClass;
+
+/// After a recovery the next attempts are spread over this.
+const RECOVERY_SPREAD_MS: u64 = 2_000;
 
 impl State {
     pub(super) fn read(&mut self, waiter: WaiterId, want: Want) {
@@ -72,7 +77,7 @@ impl State {
         match self.entry_for(&want, mount) {
             Err(limit) => {
                 let message = ReadError::Full { limit }.to_string();
-                self.notify_failure(subscription, ErrorClass::InvalidRequest, message);
+                self.refuse_subscription(subscription, ErrorClass::InvalidRequest, message);
             }
             Ok(id) => {
                 self.subscriptions.insert(subscription, SubscriptionPlace::Entry(id));
@@ -96,7 +101,8 @@ impl State {
         }
     }
 
-    pub(super) fn notify_failure(
+    /// Tells a subscriber why it cannot be one now, and lets it go.
+    pub(super) fn refuse_subscription(
         &mut self,
         subscription: SubscriptionId,
         class: ErrorClass,
@@ -104,6 +110,7 @@ impl State {
     ) {
         let problem = Problem { class, message, since: self.now, attempts: 1 };
         self.effects.push(Effect::Notify { subscription, entry: None, problem: Some(problem) });
+        self.effects.push(Effect::EndSubscription(subscription));
     }
 
     pub(super) fn unsubscribe(&mut self, subscription: SubscriptionId) {
@@ -168,10 +175,7 @@ impl State {
     /// The content behind a source changed: what is subscribed is read again, the rest forgotten.
     pub(super) fn source_changed(&mut self, source: &SourceName) {
         self.mounts.retain(|(name, _), _| name != source);
-        let of_source =
-            |(key, id): (&CacheKey, &EntryId)| (key.secret.source == *source).then_some(*id);
-        let ids: Vec<EntryId> = self.index.iter().filter_map(of_source).collect();
-        for id in ids {
+        for id in self.entries_from(source) {
             self.with_entry(id, |state, entry| {
                 if entry.kind == PathKind::Minting && entry.current.is_some() {
                     return;
@@ -179,6 +183,24 @@ impl State {
                 state.refresh_entry(entry);
             });
         }
+    }
+
+    /// What waits for its next attempt gets it within two seconds, spread out.
+    pub(super) fn recovered(&mut self, source: &SourceName) {
+        self.sessions_recovered(source);
+        for id in self.entries_from(source) {
+            self.with_entry(id, |state, entry| {
+                let soon = state.now + Duration::from_millis(state.rng.u64(0..=RECOVERY_SPREAD_MS));
+                let backs_off = entry.problem.is_some() && entry.is_wanted();
+                entry.retry_at = entry.retry_at.map(|at| if backs_off { at.min(soon) } else { at });
+            });
+        }
+    }
+
+    fn entries_from(&self, source: &SourceName) -> Vec<EntryId> {
+        let of_source =
+            |(key, id): (&CacheKey, &EntryId)| (key.secret.source == *source).then_some(*id);
+        self.index.iter().filter_map(of_source).collect()
     }
 
     /// Answers with the current value; leased ones get or keep a local lease.
@@ -199,6 +221,6 @@ impl State {
 }
 
 /// A problem as the refusal a reader gets.
-pub(super) fn refusal(problem: &Problem, retry_after: Option<std::time::Duration>) -> ReadError {
+pub(super) fn refusal(problem: &Problem, retry_after: Option<Duration>) -> ReadError {
     ReadError::Source { class: problem.class, message: problem.message.clone(), retry_after }
 }

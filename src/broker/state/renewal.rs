@@ -60,7 +60,8 @@ impl State {
         if truncated {
             self.follow_ups.push_back(FollowUp::WantFetch(entry.id));
         }
-        self.note_publish_times(entry);
+        self.publish(entry);
+        self.notify(entry, true);
     }
 
     pub(super) fn renewal_failed(&mut self, entry: &mut Entry, value: ValueId, error: SourceError) {
@@ -198,7 +199,8 @@ impl State {
                 if held.dead_at != dead_at {
                     held.dead_at = dead_at;
                     held.fresh_until = dead_at;
-                    state.note_publish_times(entry);
+                    state.publish(entry);
+                    state.notify(entry, true);
                 }
             });
         }

@@ -119,11 +119,17 @@ impl State {
     }
 
     /// Goes on at once with a live token; else logs in, or fails with the last login's reason.
+    /// What would be minted under a token near its end waits for a successor that can be had.
     pub(super) fn await_token_for(&mut self, id: SessionId, waiting: Waiting) {
         let now = self.now;
+        let mints = self.mints(&waiting);
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let live = session.current.as_ref().is_some_and(|t| t.expires_at.is_none_or(|at| at > now));
-        if live {
+        let login_failed = session.retry_at.is_some_and(|at| at > now) && !session.logging_in;
+        let usable = session.current.as_ref().is_some_and(|token| {
+            let live = token.expires_at.is_none_or(|at| at > now);
+            live && (!mints || login_failed || !token.nears_its_end(now))
+        });
+        if usable {
             self.wake(waiting);
             return;
         }
@@ -137,6 +143,11 @@ impl State {
         }
         session.waiting.push(waiting);
         self.start_login(id);
+    }
+
+    fn mints(&self, waiting: &Waiting) -> bool {
+        let Waiting::Entry(id) = waiting else { return false };
+        self.entries.get(id).is_some_and(|entry| entry.kind == PathKind::Minting)
     }
 
     fn start_login(&mut self, id: SessionId) {
@@ -248,6 +259,13 @@ impl State {
         }
     }
 
+    /// The source answers again: a login that backed off may be tried at once.
+    pub(super) fn sessions_recovered(&mut self, source: &SourceName) {
+        for session in self.sessions.values_mut().filter(|s| s.key.source == *source) {
+            session.retry_at = None;
+        }
+    }
+
     pub(super) fn holders(&self, id: SessionId) -> Vec<EntryId> {
         self.sessions
             .get(&id)
@@ -272,9 +290,11 @@ impl State {
             session.retiring.extract_if(.., |old| !in_use.contains(&old.token)).collect();
         let unheld =
             session.holders.is_empty() && session.waiting.is_empty() && !session.logging_in;
+        // A login that failed is remembered too, or every read would try it again.
+        let known = session.current.is_some() || session.retry_at.is_some_and(|at| at > now);
         if !unheld {
             session.linger_until = None;
-        } else if session.key.purpose == Purpose::Kv && session.current.is_some() {
+        } else if session.key.purpose == Purpose::Kv && known {
             session.linger_until.get_or_insert(now + LINGER);
         }
         let over = unheld && session.linger_until.is_none_or(|until| until <= now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::jobs::Job;
 use super::{FollowUp, State, Timer};
-use crate::broker::event::{EntryId, SessionId, TokenId};
+use crate::broker::event::{Effect, EntryId, SessionId, TokenId};
 use crate::broker::lease::{backoff_delay, renew_after, retry_delay};
 use crate::clock::BootInstant;
 use crate::domain::SourceName;
@@ -59,6 +59,14 @@ impl Generation {
             attempts: 0,
             renewing: false,
         }
+    }
+
+    /// Whether its successor is due within a quarter of its life: what is made under it now would
+    /// soon be made again. Leases are granted in whole seconds, so under a short token their
+    /// replacement can come well before the token's own.
+    pub(super) fn nears_its_end(&self, now: BootInstant) -> bool {
+        let soon = now + self.first_ttl / 4;
+        !self.renewable && self.expires_at.is_some() && self.renew_at.is_none_or(|at| at <= soon)
     }
 }
 
@@ -131,7 +139,7 @@ impl State {
         let retiring = session.retiring.len();
         session.retiring.retain(|generation| generation.token != token);
         if known || session.retiring.len() != retiring {
-            self.effects.push(crate::broker::event::Effect::DropToken(token));
+            self.effects.push(Effect::DropToken(token));
             self.lose_leases_under(id, token);
         }
         self.check_session(id);
@@ -177,7 +185,7 @@ impl State {
             self.deadlines.insert((at, Timer::Ending(token)));
         } else {
             self.endings.remove(&token);
-            self.effects.push(crate::broker::event::Effect::DropToken(token));
+            self.effects.push(Effect::DropToken(token));
         }
     }
 

@@ -3,10 +3,10 @@
 //! Process exit never unmounts; only [`discard`] does, for whoever owns everything it made.
 
 use std::ffi::CString;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions, set_permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, fstatfs, unlinkat};
@@ -191,9 +191,19 @@ fn existing(path: &Path) -> Result<Root, MountError> {
     Ok(Root { dir, description: "existing tmpfs directory".to_owned() })
 }
 
+/// Makes what is missing, enterable by everybody whatever the process's umask is: applications come
+/// this way. What is there keeps its mode.
 fn make_directories(path: &Path) -> Result<(), MountError> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(DIRECTORY_MODE).create(path).map_err(failed("make", path))
+    let missing: Vec<&Path> = path.ancestors().take_while(|above| !above.exists()).collect();
+    for directory in missing.into_iter().rev() {
+        match DirBuilder::new().create(directory) {
+            Ok(()) => set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+        .map_err(failed("make", directory))?;
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<OwnedFd, MountError> {

@@ -8,7 +8,6 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::clock::BootInstant;
-use crate::source::ErrorClass;
 use crate::status::{ItemStatus, VolumeStatus};
 
 use super::apply::open_beneath;
@@ -80,7 +79,7 @@ pub fn render(status: &VolumeStatus, wiped_while_open: u64, now: Now) -> Vec<u8>
         fetched_at: text(item.fetched_at),
         works_until: text(item.works_until),
         version: item.version,
-        problem: item.problem.as_ref().map(|problem| class_name(problem.class)),
+        problem: item.problem.as_ref().map(|problem| problem.class.name()),
         problem_since: text(item.problem.as_ref().map(|problem| problem.since)),
     });
     let document = Document {
@@ -112,21 +111,11 @@ pub fn write(root: BorrowedFd<'_>, document: &[u8]) -> std::io::Result<()> {
     Ok(renameat(root, TEMPORARY, root, NAME)?)
 }
 
-fn class_name(class: ErrorClass) -> &'static str {
-    match class {
-        ErrorClass::Unreachable => "unreachable",
-        ErrorClass::TokenEnded => "token-ended",
-        ErrorClass::Denied => "denied",
-        ErrorClass::NotFound => "not-found",
-        ErrorClass::LeaseEnded => "lease-ended",
-        ErrorClass::InvalidRequest => "invalid-request",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::delivery::files::testing::{at, problem};
+    use crate::source::ErrorClass;
     use std::time::Duration;
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) fn health() -> Answer {
     )
 }
 
-/// `sys/seal-status`, which `vault status` prints.
+/// `sys/seal-status`, which `vault status` asks first.
 pub(super) fn seal_status() -> Answer {
     answer::json(
         StatusCode::OK,
@@ -40,6 +40,23 @@ pub(super) fn seal_status() -> Answer {
             "recovery_seal": false, "storage_type": "none",
         }),
     )
+}
+
+/// `sys/leader`, which `vault status` asks next: there is one agent, and this is it.
+pub(super) fn leader() -> Answer {
+    answer::json(
+        StatusCode::OK,
+        &json!({
+            "ha_enabled": false, "is_self": false, "leader_address": "",
+            "leader_cluster_address": "", "performance_standby": false,
+            "performance_standby_last_remote_wal": 0,
+        }),
+    )
+}
+
+/// `sys/init`, which SDKs ask for readiness.
+pub(super) fn initialized() -> Answer {
+    answer::json(StatusCode::OK, &json!({ "initialized": true }))
 }
 
 /// `auth/token/lookup-self`: callers have no token; this one says who the kernel says they are.
@@ -140,6 +157,8 @@ mod tests {
         assert_eq!(health["standby"], false);
         assert!(health["server_time_utc"].as_u64().is_some_and(|seconds| seconds > 1_700_000_000));
         assert_eq!(value(seal_status()).await["sealed"], false);
+        assert_eq!(value(leader()).await["ha_enabled"], false);
+        assert_eq!(value(initialized()).await["initialized"], true);
     }
 
     #[tokio::test]

@@ -29,6 +29,10 @@ pub enum Route {
     Health,
     /// `sys/seal-status`.
     SealStatus,
+    /// `sys/leader`.
+    Leader,
+    /// `sys/init`.
+    Initialized,
     /// `sys/internal/ui/mounts/<path>`: what kind of mount the path lies in.
     MountInfo(SecretPath),
     /// `auth/token/lookup-self`.
@@ -86,7 +90,7 @@ impl Route {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Secret { .. } => "secret",
-            Self::Health | Self::SealStatus => "sys",
+            Self::Health | Self::SealStatus | Self::Leader | Self::Initialized => "sys",
             Self::MountInfo(_) => "mounts",
             Self::TokenLookup | Self::TokenRenew => "token",
             Self::Lease(..) => "leases",
@@ -191,6 +195,8 @@ fn local(method: &Method, path: &str) -> Result<Option<Route>, Refusal> {
     let route = match path {
         "sys/health" => only(method, &[Method::GET, Method::HEAD], Route::Health)?,
         "sys/seal-status" => only(method, &[Method::GET], Route::SealStatus)?,
+        "sys/leader" => only(method, &[Method::GET], Route::Leader)?,
+        "sys/init" => only(method, &[Method::GET], Route::Initialized)?,
         "auth/token/lookup-self" => {
             only(method, &[Method::GET, Method::PUT, Method::POST], Route::TokenLookup)?
         }

@@ -25,6 +25,8 @@ fn what_official_clients_send_is_understood() {
         ("GET", "/v1/sys/health", Route::Health),
         ("HEAD", "/v1/sys/health?standbyok=true", Route::Health),
         ("GET", "/v1/sys/seal-status", Route::SealStatus),
+        ("GET", "/v1/sys/leader", Route::Leader),
+        ("GET", "/v1/sys/init", Route::Initialized),
         (
             "GET",
             "/v1/sys/internal/ui/mounts/secret/shop/db",

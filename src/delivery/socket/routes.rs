@@ -58,6 +58,8 @@ impl Connection {
             }
             Route::Health => Ok(local::health()),
             Route::SealStatus => Ok(local::seal_status()),
+            Route::Leader => Ok(local::leader()),
+            Route::Initialized => Ok(local::initialized()),
             Route::MountInfo(path) => self.mount_info(path, &parts.headers).await,
             Route::TokenLookup => Ok(local::token_lookup(&self.caller.identity)),
             Route::TokenRenew => Ok(local::token_renew()),

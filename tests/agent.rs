@@ -1,0 +1,231 @@
+//! The whole agent as a process over a local source: reload, local leases, leaks and hygiene.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use support::agent::{Agent, request};
+use support::process::eventually;
+
+/// Appears in every secret value, so that any leak shows.
+const CANARY: &str = "canary-7f3a9c51d2";
+
+const CONFIG: &str = r#"
+[agent]
+runtime_dir = "{dir}/run"
+[sources.local]
+kind = "local"
+file = "{dir}/secrets.toml"
+[sockets.operator]
+path = "{dir}/run/operator/operator.sock"
+[sockets.host]
+path = "{dir}/run/broker.sock"
+[cache]
+ttl = "1s"
+max_stale = "2s"
+[policy]
+forbid_grace = "2s"
+"#;
+
+const GRANTS: &str = r#"
+[[grants]]
+name = "users"
+who = { any_host_user = true }
+paths = ["secret/data/**", "database/creds/*"]
+"#;
+
+const VOLUME: &str = r#"
+[[grants]]
+name = "volumes"
+who = { volume = "shop" }
+paths = ["secret/data/**", "database/creds/*"]
+[[volumes]]
+name = "shop"
+path = "{dir}/volume"
+tmpfs = "existing"
+[[volumes.items]]
+secret = "secret/shop/web"
+"#;
+
+/// A directory on tmpfs with a local source in it.
+fn playground() -> tempfile::TempDir {
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory on tmpfs");
+    fs::create_dir(dir.path().join("volume")).expect("the volume's directory");
+    let secrets = format!(
+        r#"
+[mounts.secret]
+[mounts.secret.secrets."shop/web"]
+token = "{CANARY}"
+[mounts.database]
+kind = "generated"
+[mounts.database.roles.shop]
+ttl = "1h"
+max_ttl = "2h"
+"#
+    );
+    fs::write(dir.path().join("secrets.toml"), secrets).expect("the local source");
+    dir
+}
+
+fn start(dir: &Path, parts: &[&str]) -> Agent {
+    Agent::start(dir, &parts.concat())
+}
+
+fn rewrite(agent: &Agent, parts: &[&str]) {
+    let text = parts.concat().replace("{dir}", agent.dir.to_str().expect("a readable path"));
+    fs::write(agent.dir.join("broker.toml"), text).expect("the new configuration");
+}
+
+#[test]
+fn a_reloaded_policy_holds_within_five_seconds_for_sockets_and_files() {
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, GRANTS, VOLUME]);
+    let file = dir.path().join("volume/token");
+    eventually(Duration::from_secs(5), "the file is there", || file.exists());
+    assert_eq!(agent.read("secret/data/shop/web").status, 200);
+    let forbid = r#"
+[[grants]]
+name = "stop"
+effect = "forbid"
+who = { any_host_user = true }
+paths = ["secret/data/**"]
+[[grants]]
+name = "stop-volume"
+effect = "forbid"
+who = { volume = "shop" }
+paths = ["secret/data/**"]
+"#;
+    rewrite(&agent, &[CONFIG, GRANTS, VOLUME, forbid]);
+    eventually(Duration::from_secs(5), "the socket denies", || {
+        agent.read("secret/data/shop/web").status == 403
+    });
+    assert!(file.exists(), "the file was not given its grace");
+    eventually(Duration::from_secs(6), "the file is removed", || !file.exists());
+    rewrite(&agent, &[CONFIG, GRANTS, VOLUME]);
+    eventually(Duration::from_secs(8), "the file is back", || file.exists());
+}
+
+#[test]
+fn a_bad_new_configuration_changes_nothing_and_status_says_so() {
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, GRANTS]);
+    rewrite(&agent, &[CONFIG, "[[grants]]\nname = \"broken\"\n"]);
+    eventually(Duration::from_secs(5), "status names the bad file", || {
+        agent.command(&["status"]).1.contains("grants[1]")
+    });
+    assert_eq!(agent.read("secret/data/shop/web").status, 200);
+}
+
+#[test]
+fn a_local_lease_is_looked_up_renewed_and_revoked_by_its_holder() {
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, GRANTS]);
+    let first = agent.read("database/creds/shop").json();
+    let again = agent.read("database/creds/shop").json();
+    assert_eq!(first["data"], again["data"]);
+    assert_eq!(first["lease_id"], again["lease_id"]);
+    let lease = json!({ "lease_id": first["lease_id"] });
+    let renewed = agent.host("PUT", "/v1/sys/leases/renew", Some(&lease)).json();
+    assert_eq!(renewed["lease_id"], first["lease_id"]);
+    assert!(renewed["lease_duration"].as_u64().is_some_and(|n| n > 3500 && n <= 3600));
+    assert_eq!(agent.host("PUT", "/v1/sys/leases/revoke", Some(&lease)).status, 204);
+    assert_eq!(agent.host("PUT", "/v1/sys/leases/renew", Some(&lease)).status, 400);
+    eventually(Duration::from_secs(3), "the credential is let go", || {
+        agent.secrets("local:database/creds/shop").is_empty()
+    });
+    let other = agent.read("database/creds/shop").json();
+    assert_ne!(first["data"], other["data"]);
+}
+
+#[test]
+fn no_value_appears_in_logs_audit_status_metrics_or_errors() {
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, GRANTS, VOLUME]);
+    let answer = agent.read("secret/data/shop/web");
+    // The control: the search does find the value where it belongs.
+    assert!(answer.body.contains(CANARY));
+    let password = agent.read("database/creds/shop").json()["data"]["password"]
+        .as_str()
+        .expect("a password")
+        .to_owned();
+    let mut told = vec![
+        agent.status().to_string(),
+        agent.explain("secret/shop/web").to_string(),
+        agent.operator("GET", "/agent/v1/leases", None).body,
+        agent.operator("GET", "/agent/v1/metrics", None).body,
+        agent.operator("GET", "/v1/secret/data/shop/web", None).body,
+        agent.read("secret/data/shop/%2e%2e/web").body,
+        agent.read("sys/internal/ui/mounts/secret/shop/web").body,
+        agent.host("GET", "/v1/auth/token/lookup-self", None).body,
+        agent.command(&["status"]).1,
+        agent.command(&["explain", "database/creds/shop"]).1,
+    ];
+    told.push(fs::read_to_string(dir.path().join("volume/..status.json")).unwrap_or_default());
+    told.push(agent.process.stdout());
+    told.push(agent.process.stderr());
+    for text in told {
+        assert!(!text.contains(CANARY) && !text.contains(&password), "leaked into: {text}");
+    }
+}
+
+/// How often `needle` is in the process's memory; needs root, as the agent is not dumpable.
+fn copies_in_memory(pid: u32, needle: &[u8]) -> usize {
+    use std::os::unix::fs::FileExt;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the memory map");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("the memory");
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (from, to) = line.split(' ').next().and_then(|r| r.split_once('-')).expect("a range");
+        let address = |text| u64::from_str_radix(text, 16).expect("an address");
+        let (from, to) = (address(from), address(to));
+        let mut bytes = vec![0; usize::try_from(to - from).expect("a size")];
+        // A region that cannot be read now (a guard page) holds nothing of ours.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            found += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+        }
+    }
+    found
+}
+
+#[test]
+fn after_eviction_no_copy_of_a_value_is_left_in_the_process() {
+    if !rustix::process::geteuid().is_root() {
+        println!("NOT ROOT: the agent is not dumpable, so its memory cannot be scanned");
+        return;
+    }
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, GRANTS]);
+    let answer = agent.read("secret/data/shop/web");
+    assert_eq!(answer.status, 200);
+    // The control: while it is cached, the scan finds it.
+    let cached = copies_in_memory(agent.process.pid(), CANARY.as_bytes());
+    assert!(cached >= 1, "the scan does not see the cached value");
+    eventually(Duration::from_secs(5), "the entry is evicted", || {
+        agent.secrets("local:secret/data/shop/web").is_empty()
+    });
+    let left = copies_in_memory(agent.process.pid(), CANARY.as_bytes());
+    assert_eq!(left, 0, "copies are left after eviction (there were {cached})");
+}
+
+#[test]
+fn sockets_have_their_modes_and_a_second_agent_does_not_steal_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = playground();
+    let mut agent = start(dir.path(), &[CONFIG, GRANTS]);
+    let mode = |path: &str| {
+        fs::metadata(dir.path().join(path)).expect("there").permissions().mode() & 0o777
+    };
+    assert_eq!(mode("run"), 0o755);
+    assert_eq!(mode("run/broker.sock"), 0o666);
+    assert_eq!(mode("run/operator"), 0o700);
+    let mut second = Agent::launch(dir.path(), &[CONFIG, GRANTS].concat());
+    let status = second.process.wait_for_exit(Duration::from_secs(10));
+    assert!(!status.success(), "a second agent took the sockets over");
+    assert_eq!(agent.read("secret/data/shop/web").status, 200);
+    agent.stop();
+    let socket = agent.host_socket();
+    assert!(!socket.exists() && request(&socket, "GET", "/v1/x", None).is_err());
+}
