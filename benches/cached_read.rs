@@ -12,14 +12,12 @@ use std::path::Path;
 use std::time::Duration;
 
 #[path = "../tests/support/agent.rs"]
-#[allow(dead_code, reason = "tests use more of it")]
 mod agent;
 #[path = "support/bare.rs"]
 mod bare;
 #[path = "support/load.rs"]
 mod load;
 #[path = "../tests/support/process.rs"]
-#[allow(dead_code, reason = "tests use more of it")]
 mod process;
 #[path = "support/report.rs"]
 mod report;

@@ -11,12 +11,10 @@ use std::time::Duration;
 use std::{fs, io};
 
 #[path = "../tests/support/agent.rs"]
-#[allow(dead_code, reason = "tests use more of it")]
 mod agent;
 #[path = "../tests/support/fake_vault.rs"]
 mod fake_vault;
 #[path = "../tests/support/process.rs"]
-#[allow(dead_code, reason = "tests use more of it")]
 mod process;
 #[path = "support/reader.rs"]
 mod reader;

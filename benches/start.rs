@@ -2,9 +2,9 @@
 //!
 //! The agent is started, and its socket asked until it gives a KV secret from a Vault that is
 //! already up; each time with a new directory. In turns with it, `curl` reads the same secret from
-//! Vault itself with a token it is given. The Vault is the real one where
-//! `SECRETS_BROKER_TEST_SERVERS` says where it is, otherwise a scripted one in this process. Target:
-//! under 100 ms.
+//! Vault itself with a token it is given. The Vault is the real one if the test servers are there
+//! (`SECRETS_BROKER_TEST_SERVERS`), otherwise a scripted one in this process.
+//! Target: under 100 ms.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! The only unsafe code: the allocator, wiping and compact, and three system calls that no library wraps.
+//! The only unsafe code: a wiping allocator, its one heap, and system calls no library wraps.
 
 #![expect(unsafe_code, reason = "this file is where it is allowed, each use with its SAFETY")]
 

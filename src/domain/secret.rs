@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 pub struct SecretBytes(Zeroizing<Box<[u8]>>);
 
 impl SecretBytes {
-    /// Takes ownership; a buffer that is too large is moved into an exact-size allocation and wiped.
+    /// Takes ownership; a buffer with room to spare is moved into an exact one and wiped.
     pub fn new(mut bytes: Vec<u8>) -> Self {
         if bytes.len() == bytes.capacity() {
             return Self(Zeroizing::new(bytes.into_boxed_slice()));
