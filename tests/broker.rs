@@ -242,6 +242,27 @@ fn kv_is_stale_in_an_outage_up_to_max_stale_and_refused_after() {
 }
 
 #[test]
+fn a_refresh_is_an_attempt_now_even_while_the_breaker_is_open() {
+    let mut world = World::new();
+    let subscription = world.subscribe(KV, 1);
+    world.advance(seconds(1));
+    world.vault.sealed = true;
+    world.advance(seconds(400));
+    let is_open = |world: &World| {
+        let report = world.state.report(world.now, &|_| String::new());
+        report.sources[0].next_attempt.is_some_and(|at| at > world.now + seconds(2))
+    };
+    while !is_open(&world) {
+        world.advance(Duration::from_millis(100));
+    }
+    world.vault.sealed = false;
+    let secret = world::want(KV, 1).secret;
+    world.step(Event::Refresh { waiter: WaiterId(2_000_000), secret });
+    world.advance(Duration::from_millis(100));
+    assert!(world.levels[&subscription].problem.is_none());
+}
+
+#[test]
 fn a_failure_never_refreshes_the_age_of_a_value() {
     let mut world = World::new();
     let subscription = world.subscribe(KV, 1);
