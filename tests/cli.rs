@@ -1,5 +1,7 @@
 //! The command line as scripts meet it: output, exit codes, nothing secret echoed.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -138,4 +140,43 @@ fn the_manual_has_a_page_for_all_and_for_each_command() {
     let (code, _, err) = run(secrets_broker().args(["man", "nothing"]));
     assert_eq!(code, 1);
     assert!(err.contains("no command is named 'nothing'"), "{err}");
+}
+
+#[test]
+fn an_encrypted_setting_opens_with_its_key_and_names_its_line_with_another() {
+    let directory = configuration("");
+    let path = directory.path();
+    let key = |name: &str| {
+        let (_, key, _) = run(secrets_broker().args(["encrypt", "--generate-key"]));
+        let file = path.join(name);
+        std::fs::write(&file, key).unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o400)).unwrap();
+        file
+    };
+    let (right, wrong) = (key("right"), key("wrong"));
+    let plain = format!("{}/secrets.toml", path.display());
+    let sealed = secrets_broker()
+        .args(["encrypt", "--key-file"])
+        .arg(&right)
+        .write_stdin(plain.clone())
+        .output()
+        .unwrap();
+    let value = String::from_utf8(sealed.stdout).unwrap();
+    let check = |key: &Path| {
+        let text = format!(
+            "[encryption]\nkey_file = \"{}\"\n[sources.local]\nkind = \"local\"\nfile = \"{}\"\n",
+            key.display(),
+            value.trim()
+        );
+        std::fs::write(path.join("broker.toml"), text).unwrap();
+        check_config(path)
+    };
+    let (code, out, _) = check(&right);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains(&plain), "{out}");
+    let (code, out, _) = check(&wrong);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("broker.toml:5: [sources.local.file]"), "{out}");
+    assert!(out.contains("another key"), "{out}");
+    assert!(!out.contains(value.trim()) && !out.contains(&plain), "{out}");
 }
