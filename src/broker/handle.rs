@@ -30,25 +30,36 @@ pub struct Broker {
     pub(super) changes: watch::Receiver<u64>,
 }
 
+/// Where the snapshot has what was authorised; worked out once per decision, since copying the
+/// names for every read would make readers on several cores wait for each other.
+pub struct Place {
+    shared: CacheKey,
+    own: Option<CacheKey>,
+}
+
+impl Place {
+    /// The place of what was authorised.
+    pub fn of(authorized: &Authorized) -> Self {
+        let key = |consumer| CacheKey {
+            secret: authorized.secret().clone(),
+            login: authorized.login().clone(),
+            consumer,
+        };
+        let own = authorized.dynamic_consumer().cloned();
+        Self { shared: key(None), own: own.map(|consumer| key(Some(consumer))) }
+    }
+}
+
 impl Broker {
     /// The hit path: the current entry for what was authorised, if it may be served as fresh now.
     /// Never enters the task and never waits. Extends the caller's local lease on a leased secret.
-    pub fn lookup(&self, authorized: &Authorized, now: BootInstant) -> Option<Reply> {
-        let own = authorized.dynamic_consumer();
-        let mut key = CacheKey {
-            secret: authorized.secret().clone(),
-            login: authorized.login().clone(),
-            consumer: None,
-        };
+    pub fn lookup(&self, place: &Place, now: BootInstant) -> Option<Reply> {
         // What is shared by login identity is never a dynamic credential of somebody else's.
-        let shared = self.snapshot.get(&key).filter(|entry| entry.kind != PathKind::Minting);
-        let entry = match (shared, own) {
-            (Some(entry), _) => entry,
-            (None, Some(consumer)) => {
-                key.consumer = Some(consumer.clone());
-                self.snapshot.get(&key)?
-            }
-            (None, None) => return None,
+        let shared =
+            self.snapshot.get(&place.shared).filter(|entry| entry.kind != PathKind::Minting);
+        let entry = match shared {
+            Some(entry) => entry,
+            None => self.snapshot.get(place.own.as_ref()?)?,
         };
         if now >= entry.fresh_until || now >= entry.dead_at {
             return None;
@@ -60,7 +71,7 @@ impl Broker {
                 interest.told_until.fetch_max(entry.dead_at.as_nanos(), Ordering::AcqRel);
                 Some(LocalLease {
                     id: interest.id.clone(),
-                    path: authorized.secret().path.clone(),
+                    path: place.shared.secret.path.clone(),
                     issued_at: interest.issued_at,
                     duration: now.until(entry.dead_at),
                     renewable: true,

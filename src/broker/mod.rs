@@ -35,7 +35,7 @@ pub mod state;
 mod store;
 pub mod task;
 
-pub use handle::Broker;
+pub use handle::{Broker, Place};
 
 /// One published value: immutable, shared by readers, zeroized when the last one lets go.
 pub struct Entry {

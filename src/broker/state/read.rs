@@ -151,7 +151,8 @@ impl State {
 
     pub(super) fn refresh(&mut self, waiter: WaiterId, secret: &SecretRef) {
         let ids = self.entries_of(secret);
-        // Somebody asks for an attempt now: neither the breaker nor a login's backoff is in its way.
+        // Somebody asks for an attempt now: neither the breaker nor a login's backoff is in its
+        // way.
         if let Some(health) = self.sources.get_mut(&secret.source) {
             health.open_until = None;
         }

@@ -14,7 +14,7 @@ use super::routes::Connection;
 use super::served::Served;
 use super::transport::Answer;
 use crate::audit::AuditEvent;
-use crate::broker::Freshness;
+use crate::broker::{Freshness, Place};
 use crate::clock::BootInstant;
 use crate::domain::{SecretPath, SecretRef};
 use crate::identity::Listener;
@@ -29,6 +29,7 @@ pub(super) type Memos = HashMap<Box<str>, Memo>;
 /// One remembered decision.
 pub(super) struct Memo {
     authorized: Authorized,
+    place: Place,
     namespace: Option<String>,
     served: Served,
 }
@@ -49,7 +50,7 @@ impl Connection {
         {
             return None;
         }
-        let reply = self.deps.broker.lookup(&memo.authorized, now)?;
+        let reply = self.deps.broker.lookup(&memo.place, now)?;
         memo.served.note(now).ok()?;
         match reply.freshness {
             Freshness::Hit => _ = self.deps.metrics.hits.inc(),
@@ -83,7 +84,7 @@ impl Connection {
                 authorized
             }
         };
-        let reply = match self.deps.broker.lookup(&authorized, now) {
+        let reply = match self.deps.broker.lookup(&Place::of(&authorized), now) {
             Some(reply) => reply,
             None => self.deps.broker.read(authorized).await?,
         };
@@ -201,7 +202,8 @@ impl Connection {
         if memos.len() >= MEMOS_MAX {
             memos.clear();
         }
-        memos.insert(target.into(), Memo { authorized: authorized.clone(), namespace, served });
+        let (place, authorized) = (Place::of(authorized), authorized.clone());
+        memos.insert(target.into(), Memo { authorized, place, namespace, served });
     }
 
     /// Only this connection's requests, one at a time, ever take the lock.
