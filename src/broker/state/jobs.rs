@@ -93,7 +93,7 @@ impl State {
                 let probe = self.probes.get(key)?;
                 let session = self.session_for_probe(key)?;
                 let call = Call::Probe { token: session, path: probe.path.clone() };
-                Some((key.0.clone(), Self::probe_pending(key), call))
+                Some((key.0.clone(), Pending::Probe(key.clone()), call))
             }
             Job::Fetch(id) => self.fetch_call(*id),
             Job::RenewLease(id) => self.renew_call(*id),

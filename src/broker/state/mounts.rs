@@ -2,7 +2,7 @@
 
 use super::jobs::Job;
 use super::session::Waiting;
-use super::{FollowUp, Pending, State};
+use super::{FollowUp, State};
 use crate::broker::ReadError;
 use crate::broker::event::{Answer, SubscriptionId, WaiterId, Want};
 use crate::domain::{LoginIdentity, Mount, PathKind, SecretPath, SourceName};
@@ -154,10 +154,6 @@ impl State {
             let session = self.kv_session(&key.0, &login);
             self.await_token_for(session, Waiting::Probe(key.clone()));
         }
-    }
-
-    pub(super) fn probe_pending(key: &MountKey) -> Pending {
-        Pending::Probe(key.clone())
     }
 
     /// Only KV and static reads are shared by login identity.

@@ -20,7 +20,6 @@ const END_ATTEMPTS_MAX: u32 = 5;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Generation {
     pub token: TokenId,
-    pub kind: TokenKind,
     pub first_ttl: Duration,
     /// `None` does not expire.
     pub expires_at: Option<BootInstant>,
@@ -37,7 +36,6 @@ pub(super) struct Ending {
     pub source: SourceName,
     pub attempts: u32,
     pub expires_at: Option<BootInstant>,
-    pub retry_at: Option<BootInstant>,
 }
 
 impl Generation {
@@ -51,7 +49,6 @@ impl Generation {
         let forever = terms.ttl.is_zero();
         Self {
             token,
-            kind,
             first_ttl: terms.ttl,
             expires_at: (!forever).then(|| left_at + terms.ttl),
             renewable: terms.renewable && kind == TokenKind::Service,
@@ -163,12 +160,8 @@ impl State {
     }
 
     pub(super) fn end_token(&mut self, source: &SourceName, generation: &Generation) {
-        let ending = Ending {
-            source: source.clone(),
-            attempts: 0,
-            expires_at: generation.expires_at,
-            retry_at: None,
-        };
+        let ending =
+            Ending { source: source.clone(), attempts: 0, expires_at: generation.expires_at };
         self.endings.insert(generation.token, ending);
         self.ordinary.push_back(Job::EndSession(generation.token));
     }
@@ -181,7 +174,6 @@ impl State {
             && ending.expires_at.is_none_or(|at| at > self.now);
         if again {
             let at = self.now + backoff_delay(ending.attempts, &mut self.rng);
-            ending.retry_at = Some(at);
             self.deadlines.insert((at, Timer::Ending(token)));
         } else {
             self.endings.remove(&token);
