@@ -7,6 +7,7 @@ mod ids;
 mod mount;
 mod path;
 mod pattern;
+mod pod;
 mod secret;
 mod spelling;
 
@@ -15,5 +16,9 @@ pub use ids::{IdError, LocalLeaseId, RuleName, SourceName, VolumeName};
 pub use mount::{EngineKind, Mount, PathKind};
 pub use path::{PathError, SecretPath, SecretRef};
 pub use pattern::{PathPattern, PatternError};
+pub use pod::{
+    KubernetesNameError, Namespace, NodeName, Pod, PodName, PodUid, PodVolumeName, ServiceAccount,
+    ServiceAccountName, ServiceAccountUid,
+};
 pub use secret::{LeaseId, SecretBytes, Token, TokenError};
 pub use spelling::{Spelling, SpellingError};
