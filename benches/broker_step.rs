@@ -183,7 +183,7 @@ fn want(mount: &str, kind: &str, number: u32) -> Want {
         mount: ConfiguredMount { path: mount.parse().expect("a path"), kind: Some(engine) },
         login: LoginIdentity::Agent,
         consumer: ConsumerId::host_user(number),
-        own_dynamic: true,
+        owner: Some(ConsumerId::host_user(number)),
     }
 }
 

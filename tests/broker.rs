@@ -145,7 +145,7 @@ fn a_shared_credential_ends_with_the_last_of_its_holders() {
     let mut world = World::new();
     for consumer in [1, 2] {
         let mut shared = world::want(CREDS, consumer);
-        shared.own_dynamic = false;
+        shared.owner = None;
         let waiter = WaiterId(u64::from(consumer));
         world.step(secrets_broker::broker::event::Event::Read { waiter, want: shared });
     }

@@ -15,7 +15,7 @@ use secrets_broker::domain::{
 };
 use secrets_broker::identity::{Identity, ProofStrength};
 use secrets_broker::policy::{
-    Authorized, CompiledPolicy, Effect, GrantConfig, Policy, PolicyConfig, Share, Who,
+    Authorized, CompiledPolicy, Effect, GrantConfig, GrantLogin, Policy, PolicyConfig, Share, Who,
 };
 use secrets_broker::source::{
     ConfiguredMount, Fetched, LeaseTerms, Login, SharedSource, Source, SourceDescription,
@@ -47,7 +47,7 @@ impl Source for Database {
         Some(ConfiguredMount { path: "database".parse().unwrap(), kind })
     }
 
-    async fn login(&self, _: &LoginIdentity) -> Result<Login, SourceError> {
+    async fn login(&self, _: &LoginIdentity, _: Option<&Token>) -> Result<Login, SourceError> {
         let token = Token::new(b"token".to_vec()).unwrap();
         let terms = TokenGrant { ttl: HOUR, renewable: true };
         Ok(Login { token, terms, kind: TokenKind::Service })
@@ -107,6 +107,7 @@ fn authorized() -> Authorized {
         source: "vault".parse().unwrap(),
         paths: vec!["database/creds/shop".parse().unwrap()],
         share: Share::Consumer,
+        login: GrantLogin::ServiceAccount,
         min_proof: ProofStrength::PeerCred,
         when: None,
     };

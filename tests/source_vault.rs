@@ -64,7 +64,7 @@ impl Op {
         let minute = Duration::from_secs(60);
         let lease = LeaseId::new(LEASE.to_owned());
         match self {
-            Self::Login => vault.login(&LoginIdentity::Agent).await.map(drop),
+            Self::Login => vault.login(&LoginIdentity::Agent, None).await.map(drop),
             Self::RenewToken => vault.renew_token(&token, minute).await.map(drop),
             Self::EndSession => vault.end_session(&token).await,
             Self::Probe => {
@@ -108,6 +108,7 @@ pub fn config(address: &str, dir: &Path) -> VaultConfig {
         server_name: None,
         auth_mount: "kubernetes".to_owned(),
         role: "shop".to_owned(),
+        pods: None,
         token_file,
         mounts: vec![mount("secret", Some(EngineKind::Kv2)), mount("database", None)],
     }

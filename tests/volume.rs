@@ -17,7 +17,7 @@ use secrets_broker::delivery::files::mount::{self, MountError};
 use secrets_broker::delivery::files::publisher::{Publisher, Settled};
 use secrets_broker::delivery::files::status_file::Now;
 use secrets_broker::delivery::files::{
-    Backing, FileOwnership, ItemConfig, ItemContent, OnProblem, VolumeConfig,
+    Backing, DeclaredVolume, FileOwnership, ItemConfig, ItemContent, OnProblem, VolumeConfig,
 };
 use secrets_broker::domain::{EngineKind, PathKind, SecretBytes};
 
@@ -25,6 +25,7 @@ use secrets_broker::domain::{EngineKind, PathKind, SecretBytes};
 struct Volume {
     _parent: tempfile::TempDir,
     config: VolumeConfig,
+    backing: Backing,
     levels: Levels,
 }
 
@@ -70,7 +71,6 @@ impl Volume {
         let config = VolumeConfig {
             name: "shop".parse().unwrap(),
             path: parent.path().join("volumes/shop"),
-            backing,
             defaults: ownership,
             items: vec![item],
             on_stale: OnProblem::Keep,
@@ -81,11 +81,15 @@ impl Volume {
             on_change: None,
             on_change_batch: Duration::from_secs(1),
         };
-        Self { _parent: parent, config, levels: Levels::new() }
+        Self { _parent: parent, config, backing, levels: Levels::new() }
+    }
+
+    fn declared(&self) -> DeclaredVolume {
+        DeclaredVolume { config: self.config.clone(), backing: self.backing }
     }
 
     fn open(&self) -> Publisher {
-        Publisher::open(Arc::new(self.config.clone()), now(10)).unwrap()
+        Publisher::open(&self.declared(), now(10)).unwrap()
     }
 
     fn value(&mut self, token: &str) {
@@ -143,7 +147,7 @@ fn an_own_tmpfs_is_mounted_without_swap_found_again_and_discarded() {
     }
     drop(first);
     // A successor with a larger size adopts mount and files.
-    if let Backing::OwnTmpfs { size_bytes, .. } = &mut volume.config.backing {
+    if let Backing::OwnTmpfs { size_bytes, .. } = &mut volume.backing {
         *size_bytes = 128 * 1024;
     }
     let before = std::fs::read_link(volume.path("..data")).unwrap();
@@ -162,7 +166,7 @@ fn an_own_tmpfs_is_mounted_without_swap_found_again_and_discarded() {
         );
     }
     drop(second);
-    mount::discard(&volume.config).unwrap();
+    mount::discard(&volume.declared()).unwrap();
     assert!(!volume.config.path.exists() && mount_line(&volume.config.path).is_empty());
 }
 
@@ -247,17 +251,17 @@ fn directories_with_something_in_them_or_on_them_are_refused_untouched() {
         Volume::new(Backing::OwnTmpfs { size_bytes: 4096, inodes: 16, directory_mode: 0o700 });
     std::fs::create_dir_all(&volume.config.path).unwrap();
     std::fs::write(volume.path("precious"), "x").unwrap();
-    let refused = mount::prepare(&volume.config).err().unwrap();
+    let refused = mount::prepare(&volume.declared()).err().unwrap();
     assert!(matches!(refused, MountError::NotEmpty(_)), "{refused}");
     assert!(volume.path("precious").exists() && mount_line(&volume.config.path).is_empty());
     std::fs::remove_file(volume.path("precious")).unwrap();
     if !is_root() {
-        let refused = mount::prepare(&volume.config).err().unwrap();
+        let refused = mount::prepare(&volume.declared()).err().unwrap();
         assert!(matches!(refused, MountError::NotPermitted(_)), "{refused}");
         return;
     }
     let other = tempfile::tempdir_in("/dev/shm").unwrap();
     mount_bind(other.path(), &volume.config.path).unwrap();
-    let refused = mount::prepare(&volume.config).err().unwrap();
+    let refused = mount::prepare(&volume.declared()).err().unwrap();
     assert!(matches!(refused, MountError::Foreign(..)), "{refused}");
 }

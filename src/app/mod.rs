@@ -12,7 +12,7 @@ use crate::audit::Audit;
 use crate::broker::task::BrokerTask;
 use crate::clock::BootInstant;
 use crate::config::Config;
-use crate::delivery::files::{self, VolumeConfig};
+use crate::delivery::files::{self, DeclaredVolume};
 use crate::delivery::socket::{self, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
@@ -21,6 +21,7 @@ use crate::shutdown::{Stage, Stages, Supervisor};
 use crate::status::VolumeBoard;
 use crate::telemetry::Metrics;
 
+mod csi;
 mod operators;
 mod reload;
 mod sources;
@@ -64,7 +65,7 @@ impl App {
         supervisor.spawn("broker", Stage::Work, task.run(stages.work.clone()));
         let board = VolumeBoard::default();
         let volume_names: Vec<VolumeName> =
-            config.volumes.iter().map(|volume| volume.name.clone()).collect();
+            config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
         let reloader = Reloader::new(file, policy.clone(), audit.clone(), fingerprint);
         let operators = Arc::new(Operators {
             broker: broker.clone(),
@@ -98,6 +99,10 @@ impl App {
             Ok(())
         });
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board };
+        if let Some(settings) = config.csi {
+            let task = csi::run(settings, volumes.clone(), stages.work.clone());
+            supervisor.spawn("csi", Stage::Work, task);
+        }
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         lifecycle(&audit, "started");
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
@@ -145,10 +150,10 @@ pub async fn stop_signal() -> anyhow::Result<()> {
 }
 
 /// Wipes, unmounts and removes volumes: `dev` owns everything it made. Call after [`App::run`].
-pub fn discard_volumes(volumes: &[VolumeConfig]) -> anyhow::Result<()> {
+pub fn discard_volumes(volumes: &[DeclaredVolume]) -> anyhow::Result<()> {
     for volume in volumes {
         files::mount::discard(volume)
-            .with_context(|| format!("removing volume '{}'", volume.name))?;
+            .with_context(|| format!("removing volume '{}'", volume.config.name))?;
     }
     Ok(())
 }

@@ -83,7 +83,7 @@ impl Operators {
     async fn seen_by(&self, viewer: &Viewer) -> Result<(Report, Vec<VolumeStatus>), Refusal> {
         let mut report = self.broker.report().await.map_err(busy)?;
         let Viewer::Caller(identity) = viewer else { return Ok((report, self.board.all())) };
-        let consumer = identity.consumer();
+        let consumer = identity.consumer().clone();
         report.sessions.clear();
         report.limits.clear();
         report.secrets.retain(|secret| {

@@ -40,10 +40,10 @@ pub(super) struct Reloader {
 pub(super) fn fingerprint(config: &Config) -> String {
     let Config { agent, sources, default_source, broker, sockets, socket_limits, audit, .. } =
         config;
-    let volumes = &config.volumes;
+    let (volumes, csi) = (&config.volumes, &config.csi);
     format!(
         "{agent:?}{sources:?}{default_source}{broker:?}{sockets:?}{socket_limits:?}{audit:?}\
-         {volumes:?}"
+         {volumes:?}{csi:?}"
     )
 }
 

@@ -1,12 +1,14 @@
 //! Upstream calls as futures: what goes out, what the audit log says of it, what comes back.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use super::LoginTokens;
 use super::event::{Call, Done, EffectId};
 use super::store::Store;
 use crate::audit::{Audit, AuditEvent};
 use crate::clock::BootInstant;
-use crate::domain::{LeaseId, SecretRef, SourceName, Token};
+use crate::domain::{LeaseId, LoginIdentity, SecretRef, ServiceAccount, SourceName, Token};
 use crate::source::{
     ErrorClass, Fetched, LeaseTerms, Login, SharedSource, SourceError, TokenGrant,
 };
@@ -29,36 +31,14 @@ pub(super) enum Raw {
     Ended,
 }
 
-/// Everything a call needs, taken from the store before it leaves.
-struct Outgoing {
+/// A call with everything it needs, taken from the store before it leaves.
+pub(super) struct Outgoing {
     token: Option<Arc<Token>>,
     lease: Option<Arc<LeaseId>>,
+    /// What a pod's account logs in with, and where to say that it was refused.
+    account_token: Option<Arc<Token>>,
+    login_tokens: LoginTokens,
     call: Call,
-}
-
-/// The future of one call. Its lifetime starts when the request leaves, not when it is answered.
-pub(super) fn run(
-    effect: EffectId,
-    name: SourceName,
-    source: Option<SharedSource>,
-    call: Call,
-    store: &Store,
-    audit: Audit,
-) -> impl Future<Output = Returned> + Send + 'static {
-    let outgoing = Outgoing {
-        token: token_of(&call).and_then(|id| store.token(id)),
-        lease: lease_of(&call).and_then(|value| store.lease(value)),
-        call,
-    };
-    async move {
-        let left_at = BootInstant::now();
-        let outcome = match &source {
-            Some(source) => outgoing.send(source).await,
-            None => Err(SourceError::new(ErrorClass::InvalidRequest, "no such source")),
-        };
-        outgoing.record(name, &outcome, &audit);
-        Returned { effect, left_at, outcome }
-    }
 }
 
 /// Moves the secrets of a result into the store, leaving their stand-ins.
@@ -100,6 +80,13 @@ fn token_of(call: &Call) -> Option<super::event::TokenId> {
     }
 }
 
+fn account_of(call: &Call) -> Option<&ServiceAccount> {
+    match call {
+        Call::Login(LoginIdentity::ServiceAccount(login)) => Some(&login.account),
+        _ => None,
+    }
+}
+
 fn lease_of(call: &Call) -> Option<super::event::ValueId> {
     match call {
         Call::RenewLease { value, .. } | Call::RevokeLease { value, .. } => Some(*value),
@@ -108,16 +95,53 @@ fn lease_of(call: &Call) -> Option<super::event::ValueId> {
 }
 
 impl Outgoing {
+    pub(super) fn new(call: Call, store: &Store, login_tokens: &LoginTokens) -> Self {
+        let account = account_of(&call);
+        Self {
+            token: token_of(&call).and_then(|id| store.token(id)),
+            lease: lease_of(&call).and_then(|value| store.lease(value)),
+            account_token: account.and_then(|one| login_tokens.best(one, SystemTime::now())),
+            login_tokens: login_tokens.clone(),
+            call,
+        }
+    }
+
+    /// Sends it. Its lifetime starts when the request leaves, not when it is answered.
+    pub(super) async fn run(
+        self,
+        effect: EffectId,
+        name: SourceName,
+        source: Option<SharedSource>,
+        audit: Audit,
+    ) -> Returned {
+        let left_at = BootInstant::now();
+        let outcome = match &source {
+            Some(source) => self.send(source).await,
+            None => Err(SourceError::new(ErrorClass::InvalidRequest, "no such source")),
+        };
+        if let (Err(error), Some(account), Some(token)) =
+            (&outcome, account_of(&self.call), &self.account_token)
+            && error.class == ErrorClass::Denied
+        {
+            self.login_tokens.refuse(account, token);
+        }
+        self.record(name, &outcome, &audit);
+        Returned { effect, left_at, outcome }
+    }
+
     async fn send(&self, source: &SharedSource) -> Result<Raw, SourceError> {
+        let account_token = self.account_token.as_deref();
         if let Call::Login(identity) = &self.call {
-            return source.login(identity).await.map(Raw::LoggedIn);
+            return source.login(identity, account_token).await.map(Raw::LoggedIn);
         }
         let Some(token) = &self.token else {
             return Err(SourceError::new(ErrorClass::TokenEnded, "the session has ended"));
         };
         let gone = || SourceError::new(ErrorClass::LeaseEnded, "the lease has ended");
         match &self.call {
-            Call::Login(identity) => source.login(identity).await.map(Raw::LoggedIn),
+            Call::Login(identity) => {
+                source.login(identity, account_token).await.map(Raw::LoggedIn)
+            }
             Call::RenewToken { increment, .. } => {
                 source.renew_token(token, *increment).await.map(Raw::TokenRenewed)
             }

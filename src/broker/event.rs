@@ -30,8 +30,9 @@ pub struct Want {
     pub login: LoginIdentity,
     /// Who asks.
     pub consumer: ConsumerId,
-    /// Whether a dynamic credential is this consumer's own; false when the rule shares it.
-    pub own_dynamic: bool,
+    /// Whose a dynamic credential is: the consumer's own, or all that share it; `None` is everybody
+    /// of the login identity.
+    pub owner: Option<ConsumerId>,
 }
 
 /// What happened.

@@ -9,7 +9,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::report::Report;
 use super::request::Request;
 use super::snapshot::Snapshot;
-use super::{Freshness, LocalLease, LocalLeaseError, ReadError, Reply, ResolveError, Subscription};
+use super::{
+    Freshness, LocalLease, LocalLeaseError, LoginTokens, ReadError, Reply, ResolveError,
+    Subscription,
+};
 use crate::audit::Audit;
 use crate::broker::event::{CacheKey, LocalOperation, Want};
 use crate::clock::BootInstant;
@@ -28,6 +31,7 @@ pub struct Broker {
     pub(super) sources: Arc<BTreeMap<SourceName, SharedSource>>,
     pub(super) audit: Audit,
     pub(super) changes: watch::Receiver<u64>,
+    pub(super) login_tokens: LoginTokens,
 }
 
 /// Where the snapshot has what was authorised; worked out once per decision, since copying the
@@ -45,7 +49,7 @@ impl Place {
             login: authorized.login().clone(),
             consumer,
         };
-        let own = authorized.dynamic_consumer().cloned();
+        let own = authorized.dynamic_owner().cloned();
         Self { shared: key(None), own: own.map(|consumer| key(Some(consumer))) }
     }
 }
@@ -165,6 +169,11 @@ impl Broker {
         self.ask(|reply| Request::Report { reply }).await.ok_or(ReadError::Busy)
     }
 
+    /// Where deliveries bring the tokens that pods' accounts log in with.
+    pub fn login_tokens(&self) -> &LoginTokens {
+        &self.login_tokens
+    }
+
     /// Bumps with every published change, for the event stream.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
@@ -198,8 +207,8 @@ impl Broker {
             mount: self.configured_mount(&secret.source, &secret.path)?,
             secret,
             login: authorized.login().clone(),
-            consumer: authorized.identity().consumer(),
-            own_dynamic: authorized.dynamic_consumer().is_some(),
+            consumer: authorized.identity().consumer().clone(),
+            owner: authorized.dynamic_owner().cloned(),
         })
     }
 

@@ -27,6 +27,7 @@ pub mod event;
 mod handle;
 mod ids;
 pub mod lease;
+mod login_tokens;
 pub mod report;
 mod request;
 pub mod settings;
@@ -36,6 +37,7 @@ mod store;
 pub mod task;
 
 pub use handle::{Broker, Place};
+pub use login_tokens::LoginTokens;
 
 /// One published value: immutable, shared by readers, zeroized when the last one lets go.
 pub struct Entry {

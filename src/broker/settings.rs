@@ -81,7 +81,7 @@ impl Settings {
     pub fn times(&self, secret: &SecretRef) -> CacheTimes {
         let matches = |rule: &&CacheRule| {
             rule.source.as_ref().is_none_or(|source| *source == secret.source)
-                && rule.path.matches(&secret.path)
+                && rule.path.matches(&secret.path, None)
         };
         self.rules.iter().find(matches).map_or(self.defaults, |rule| rule.times)
     }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{self, Returned};
+use super::calls::{self, Outgoing, Returned};
 use super::event::{
     Answer, CacheKey, Effect, EntryId, Event, LocalKey, LocalTerms, PublishedTimes, SubscriptionId,
     ValueId, WaiterId, Want,
@@ -20,7 +20,8 @@ use super::snapshot::Snapshot;
 use super::state::State;
 use super::store::Store;
 use super::{
-    Broker, Entry, Interest, LocalLease, LocalLeaseError, ReadError, Reply, Subscription, Update,
+    Broker, Entry, Interest, LocalLease, LocalLeaseError, LoginTokens, ReadError, Reply,
+    Subscription, Update,
 };
 use crate::audit::Audit;
 use crate::clock::{BootInstant, BootTimer};
@@ -52,6 +53,7 @@ pub struct BrokerTask {
     calls: JoinSet<Returned>,
     watchers: JoinSet<SourceChange>,
     timer: BootTimer,
+    login_tokens: LoginTokens,
 }
 
 impl BrokerTask {
@@ -65,12 +67,14 @@ impl BrokerTask {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (changes, watched) = watch::channel(0);
         let (snapshot, sources) = (Arc::new(Snapshot::new()), Arc::new(sources));
+        let login_tokens = LoginTokens::default();
         let broker = Broker {
             requests: sender,
             snapshot: Arc::clone(&snapshot),
             sources: Arc::clone(&sources),
             audit: audit.clone(),
             changes: watched,
+            login_tokens: login_tokens.clone(),
         };
         let task = Self {
             value_bytes_max: settings.limits.value_bytes,
@@ -91,6 +95,7 @@ impl BrokerTask {
             calls: JoinSet::new(),
             watchers: JoinSet::new(),
             timer: BootTimer::new()?,
+            login_tokens,
         };
         Ok((broker, task))
     }
@@ -248,8 +253,9 @@ impl BrokerTask {
         match effect {
             Effect::Call { id, source, call } => {
                 let known = self.sources.get(&source).cloned();
-                let running = calls::run(id, source, known, call, &self.store, self.audit.clone());
-                self.calls.spawn(running);
+                let (store, tokens) = (&self.store, &self.login_tokens);
+                let outgoing = Outgoing::new(call, store, tokens);
+                self.calls.spawn(outgoing.run(id, source, known, self.audit.clone()));
             }
             // The journal is not there yet: a record counts as written at once.
             Effect::Persist { id, record: _ } => events.push_back(Event::Persisted { effect: id }),

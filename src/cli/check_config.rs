@@ -50,11 +50,11 @@ fn summary(config: &Config) -> String {
         );
     }
     for volume in &config.volumes {
-        let items = volume.items.len();
+        let items = volume.config.items.len();
         let plural = if items == 1 { "" } else { "s" };
         line(
             "volume",
-            format!("{} at {}, {items} item{plural}", volume.name, volume.path.display()),
+            format!("{} at {}, {items} item{plural}", volume.config.name, volume.config.path.display()),
         );
     }
     let grants: Vec<&str> = config.policy.grants.iter().map(|grant| grant.name.as_str()).collect();

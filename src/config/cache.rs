@@ -3,6 +3,7 @@
 use crate::broker::settings::{CacheRule, CacheTimes, Limits, Settings};
 use crate::config::document::Section;
 use crate::config::sources::Sources;
+use crate::domain::PathPattern;
 
 pub(super) fn read(root: &Section, limits: &Section, sources: &Sources) -> Settings {
     let default = Settings::default();
@@ -37,6 +38,10 @@ fn rule(section: &Section, defaults: CacheTimes, sources: &Sources) -> Option<Ca
     let path =
         section.require("path", "name the API paths it is for: path = \"secret/data/shop/*\"");
     let path = path.and_then(|field| sources.pattern(&field, source.as_ref()));
+    if path.as_ref().is_some_and(PathPattern::has_placeholders) {
+        let message = "a cache rule holds for everybody, so it has no caller's names in it";
+        section.problem_at("path", message, "write '*' in place of the segment");
+    }
     let times = times(section, defaults);
     section.finish();
     if source_field.is_some() && source.is_none() {

@@ -1,5 +1,6 @@
 //! `[policy]` and `[[grants]]`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::config::accounts;
@@ -7,19 +8,21 @@ use crate::config::document::{Document, Section, suggestion};
 use crate::config::field::Field;
 use crate::config::sources::Sources;
 use crate::config::volumes::Volumes;
-use crate::domain::RuleName;
+use crate::domain::{Namespace, RuleName, ServiceAccountName};
 use crate::identity::ProofStrength;
 use crate::policy::Share;
-use crate::policy::{CedarFile, Effect, GrantConfig, PolicyConfig, Who};
+use crate::policy::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Who};
 
 /// `forbid_grace`, which volumes take over, and the policy without its grants.
-pub(super) fn policy(root: &Section) -> (Duration, PolicyConfig) {
+pub(super) fn policy(root: &Section, sources: &Sources) -> (Duration, PolicyConfig) {
     let section = root.section("policy");
     let cedar = section.get("cedar_file").and_then(|field| cedar(&field));
     let recheck = section.positive_duration("recheck", Duration::from_secs(60));
     let forbid_grace = section.duration("forbid_grace", Duration::from_secs(60));
+    let decides = section.choice("own_identity", true, &[("vault", true), ("deny", false)]);
     section.finish();
-    (forbid_grace, PolicyConfig { grants: Vec::new(), cedar, recheck })
+    let own_identity = if decides { sources.with_pod_login() } else { BTreeSet::new() };
+    (forbid_grace, PolicyConfig { grants: Vec::new(), cedar, recheck, own_identity })
 }
 
 fn cedar(field: &Field) -> Option<CedarFile> {
@@ -80,18 +83,46 @@ fn grant(section: &Section, sources: &Sources, volumes: &Volumes) -> Option<Gran
     }
     let paths = elements.iter().filter_map(|field| sources.pattern(field, source.as_ref()));
     let paths = paths.collect();
-    let shares = [("consumer", false), ("agent", true)];
-    let shared = section.choice("share", false, &shares);
-    if effect == Effect::Forbid && shared {
+    let shares = [
+        ("consumer", Share::Consumer),
+        ("service-account", Share::ServiceAccount),
+        ("agent", Share::Agent),
+    ];
+    let share = section.choice("share", Share::Consumer, &shares);
+    if effect == Effect::Forbid && share != Share::Consumer {
         section.problem_at("share", "a rule that forbids shares nothing", "remove share");
     }
-    let proofs = [("pidfd", ProofStrength::PidFd), ("peercred", ProofStrength::PeerCred)];
+    let login = login(section, effect, who.as_ref());
+    if share == Share::Agent && login == GrantLogin::ServiceAccount && is_about_pods(who.as_ref()) {
+        let message = "pods that read as themselves have no credential in common with others";
+        section.problem_at("share", message, "write share = \"service-account\"");
+    }
+    let proofs = [
+        ("token", ProofStrength::Token),
+        ("pidfd", ProofStrength::PidFd),
+        ("peercred", ProofStrength::PeerCred),
+    ];
     let min_proof = section.choice("min_proof", ProofStrength::PeerCred, &proofs);
     let when = section.get("when").and_then(|field| field.text());
     section.finish();
-    let share = if shared { Share::Agent } else { Share::Consumer };
     let (name, who, source) = (name?, who?, source?);
-    Some(GrantConfig { name, effect, who, source, paths, share, min_proof, when })
+    Some(GrantConfig { name, effect, who, source, paths, share, login, min_proof, when })
+}
+
+fn is_about_pods(who: Option<&Who>) -> bool {
+    matches!(who, Some(Who::Pods { .. } | Who::AnyPod))
+}
+
+/// A pod reads as itself unless the rule says otherwise; everybody else reads as the agent.
+fn login(section: &Section, effect: Effect, who: Option<&Who>) -> GrantLogin {
+    let logins =
+        [("service-account", GrantLogin::ServiceAccount), ("agent", GrantLogin::Agent)];
+    let login = section.choice("login", GrantLogin::ServiceAccount, &logins);
+    if section.has("login") && (effect == Effect::Forbid || !is_about_pods(who)) {
+        let message = "only what is permitted to pods is read with an identity to choose";
+        section.problem_at("login", message, "remove login");
+    }
+    login
 }
 
 fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
@@ -109,19 +140,51 @@ fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
             None
         }
     });
+    let pods = pods(&section);
+    let any_pod = section.get("any_pod").map(|field| match field.boolean()? {
+        true => Some(Who::AnyPod),
+        false => {
+            field.problem("false says nothing", "write true, or name a namespace");
+            None
+        }
+    });
     section.finish();
-    let mut given: Vec<Option<Who>> = [user, group, volume, anyone].into_iter().flatten().collect();
+    let all = [user, group, volume, anyone, pods, any_pod];
+    let mut given: Vec<Option<Who>> = all.into_iter().flatten().collect();
     if given.is_empty() && !section.is_empty() {
         return None;
     }
     if given.len() != 1 {
         section.problem(
-            format!("{} of user, group, volume and any_host_user are given", given.len()),
+            format!(
+                "{} of user, group, volume, any_host_user, namespace and any_pod are given",
+                given.len()
+            ),
             "give exactly one; write a second grant for somebody else",
         );
         return None;
     }
     given.pop().flatten()
+}
+
+/// A namespace, or a service account in it.
+fn pods(section: &Section) -> Option<Option<Who>> {
+    let remedy = "write the name as Kubernetes has it";
+    let namespace = section.get("namespace");
+    let account = section.get("service_account");
+    if let (None, Some(account)) = (&namespace, &account) {
+        let message = "a service account is named without its namespace";
+        account.problem(message, "add namespace = \"…\" beside it");
+        return Some(None);
+    }
+    let namespace: Option<Namespace> = namespace?.parsed(remedy);
+    let account: Option<Option<ServiceAccountName>> = account.map(|field| field.parsed(remedy));
+    let service_account = match account {
+        Some(None) => return Some(None),
+        Some(named) => named,
+        None => None,
+    };
+    Some(namespace.map(|namespace| Who::Pods { namespace, service_account }))
 }
 
 fn volume(field: &Field, volumes: &Volumes) -> Option<Who> {

@@ -15,6 +15,7 @@ mod accounts;
 mod agent;
 mod ca;
 mod cache;
+mod csi;
 mod defaults;
 mod document;
 mod encrypted;
@@ -30,7 +31,9 @@ mod vault;
 mod volumes;
 
 pub use problem::{ConfigError, Problem};
-pub use settings::{AgentConfig, Config, KeySource, LocalSettings, SourceConfig};
+pub use settings::{
+    AgentConfig, Config, CsiSettings, KeySource, LocalSettings, MounterPlace, SourceConfig,
+};
 
 use document::Document;
 
@@ -106,7 +109,8 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
     let socket_limits = agent::socket_limits(&limits);
     limits.finish();
     let audit = agent::audit(&root);
-    let (forbid_grace, policy) = grants::policy(&root);
+    let (forbid_grace, policy) = grants::policy(&root, &sources);
+    let csi = csi::read(&root, &sources, &agent, forbid_grace);
     let host = document.host;
     let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
     let volumes = volumes::read(&root, &sources, &places);
@@ -123,6 +127,7 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
         audit,
         policy: PolicyConfig { grants, ..policy },
         volumes: volumes.settings,
+        csi,
         warnings: Vec::new(),
     })
 }

@@ -7,11 +7,13 @@ use std::time::Duration;
 use crate::audit::AuditConfig;
 use crate::broker::settings::Settings;
 use crate::config::Problem;
-use crate::delivery::files::VolumeConfig;
+use crate::delivery::csi::CsiConfig;
+use crate::delivery::files::DeclaredVolume;
 use crate::delivery::socket::{Limits, SocketConfig};
 use crate::domain::SourceName;
 use crate::policy::PolicyConfig;
 use crate::source::vault::VaultConfig;
+use crate::identity::token::{Expectations, Verification};
 use crate::telemetry::LogFormat;
 
 /// A configuration that passed every check.
@@ -36,7 +38,9 @@ pub struct Config {
     /// `[policy]` and `[[grants]]`.
     pub policy: PolicyConfig,
     /// `[[volumes]]`, in the order they are written.
-    pub volumes: Vec<VolumeConfig>,
+    pub volumes: Vec<DeclaredVolume>,
+    /// `[csi]`, when it is enabled.
+    pub csi: Option<CsiSettings>,
     /// What does not stop the agent but deserves a look; `check-config` prints it, `run` logs it.
     pub warnings: Vec<Problem>,
 }
@@ -79,4 +83,26 @@ pub struct LocalSettings {
     pub file: PathBuf,
     /// Its own key, else `[encryption]`'s; `None` when there is neither.
     pub key: Option<KeySource>,
+}
+
+/// `[csi]`.
+#[derive(Debug, Clone)]
+pub struct CsiSettings {
+    /// The driver.
+    pub driver: CsiConfig,
+    /// What a pod's token must say.
+    pub expectations: Expectations,
+    /// Who judges its signature.
+    pub verification: Verification,
+    /// Who mounts.
+    pub mounter: MounterPlace,
+}
+
+/// Where the privileged half is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MounterPlace {
+    /// In this process, which needs the right to mount.
+    InProcess,
+    /// A process of its own, `secrets-broker mounter`, listening on this socket.
+    Socket(PathBuf),
 }

@@ -1,6 +1,6 @@
 //! `[sources.*]`: which there are, which one is the default, and what their paths must look like.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::document::{Document, Section};
 use crate::config::field::Field;
@@ -121,6 +121,15 @@ impl Sources {
     }
 
     /// A path pattern, checked against the source's mounts as far as they are known.
+    /// The sources that pods log in to as themselves.
+    pub(super) fn with_pod_login(&self) -> BTreeSet<SourceName> {
+        let configs = self.configs.iter();
+        configs
+            .filter(|(_, config)| matches!(config, SourceConfig::Vault(v) if v.pods.is_some()))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
     pub(super) fn pattern(
         &self,
         field: &Field,

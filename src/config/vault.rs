@@ -11,7 +11,7 @@ use crate::config::field::Field;
 use crate::config::sources::RESERVED;
 use crate::domain::{EngineKind, SecretPath, Token, TokenError};
 use crate::source::ConfiguredMount;
-use crate::source::vault::VaultConfig;
+use crate::source::vault::{PodLogin, RolePattern, VaultConfig};
 
 /// Where Kubernetes puts a pod's token.
 const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -27,6 +27,10 @@ pub(super) fn read(section: &Section, mounts: Option<Vec<ConfiguredMount>>) -> O
     let role = section
         .require("role", "name the Vault role of the Kubernetes auth method: role = \"…\"")
         .and_then(|field| role(&field));
+    let pods = section.get("pod_role").and_then(|field| {
+        let role: RolePattern = field.parsed("write for example \"{namespace}-{serviceaccount}\"")?;
+        Some(PodLogin { role })
+    });
     let token_file = token_file(section);
     Some(VaultConfig {
         address: address?,
@@ -35,6 +39,7 @@ pub(super) fn read(section: &Section, mounts: Option<Vec<ConfiguredMount>>) -> O
         server_name,
         auth_mount: auth_mount.unwrap_or_else(|| Some("kubernetes".to_owned()))?,
         role: role?,
+        pods,
         token_file: token_file?,
         mounts: mounts?,
     })

@@ -7,7 +7,9 @@ use crate::config::document::{Place, Section};
 use crate::config::settings::AgentConfig;
 use crate::config::sources::Sources;
 use crate::config::{Host, accounts, items, on_change};
-use crate::delivery::files::{Backing, FileOwnership, OnProblem, VolumeConfig};
+use crate::delivery::files::{
+    Backing, DeclaredVolume, FileOwnership, OnProblem, VolumeConfig,
+};
 use crate::delivery::socket::SocketConfig;
 use crate::domain::VolumeName;
 
@@ -96,7 +98,7 @@ impl Surroundings {
 #[derive(Default)]
 pub(super) struct Volumes {
     pub(super) names: Vec<(VolumeName, Place)>,
-    pub(super) settings: Vec<VolumeConfig>,
+    pub(super) settings: Vec<DeclaredVolume>,
 }
 
 pub(super) fn read(root: &Section, sources: &Sources, surroundings: &Surroundings) -> Volumes {
@@ -150,14 +152,13 @@ fn volume(
     surroundings: &Surroundings,
     name: Option<VolumeName>,
     path: Option<PathBuf>,
-) -> Option<VolumeConfig> {
+) -> Option<DeclaredVolume> {
     let backing = backing(section);
     let defaults = ownership(section, surroundings.ownership);
     let items = items::read(section, sources, defaults);
     let actions = [("keep", OnProblem::Keep), ("remove", OnProblem::Remove)];
     let action = |name| section.choice(name, OnProblem::Keep, &actions);
-    Some(VolumeConfig {
-        backing,
+    let config = VolumeConfig {
         defaults,
         on_stale: action("on_stale"),
         on_denied: action("on_denied"),
@@ -169,7 +170,8 @@ fn volume(
         items,
         name: name?,
         path: path?,
-    })
+    };
+    Some(DeclaredVolume { config, backing })
 }
 
 fn backing(section: &Section) -> Backing {

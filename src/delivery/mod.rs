@@ -1,4 +1,5 @@
 //! How secrets reach applications. A delivery knows no Vault: it holds what policy authorised.
 
+pub mod csi;
 pub mod files;
 pub mod socket;

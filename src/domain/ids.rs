@@ -70,13 +70,21 @@ name_type!(
     SourceName
 );
 name_type!(
-    /// The configured name of a volume on a host.
+    /// The name of a volume: configured on a host, or made of a pod's names.
     VolumeName
 );
 name_type!(
     /// The configured name of a policy rule, shown to operators and in the audit log.
     RuleName
 );
+
+impl VolumeName {
+    /// The name of a pod's volume: `shop/web-0/db@<pod uid>`. No configured name holds a slash, and
+    /// a pod's successor of the same name has another uid.
+    pub fn of_pod(pod: &super::Pod, volume: &super::PodVolumeName) -> Self {
+        Self(Arc::from(format!("{pod}/{volume}@{}", pod.uid)))
+    }
+}
 
 /// The opaque id a socket caller gets instead of Vault's lease id.
 ///

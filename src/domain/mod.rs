@@ -11,7 +11,7 @@ mod pod;
 mod secret;
 mod spelling;
 
-pub use consumer::{ConsumerId, LoginIdentity};
+pub use consumer::{AccountLogin, ConsumerId, LoginIdentity, VaultRole, VaultRoleError};
 pub use ids::{IdError, LocalLeaseId, RuleName, SourceName, VolumeName};
 pub use mount::{EngineKind, Mount, PathKind};
 pub use path::{PathError, SecretPath, SecretRef};

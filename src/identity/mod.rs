@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::domain::{ConsumerId, VolumeName};
+use crate::domain::{ConsumerId, Pod, VaultRole, VolumeName};
 
 pub mod cgroup;
 pub mod peer;
@@ -15,6 +15,8 @@ pub enum ProofStrength {
     PeerCred,
     /// `SO_PEERPIDFD`: a handle on the very process that connected.
     PidFd,
+    /// The kubelet published a volume with the pod's own token, which was verified.
+    Token,
     /// Our own configuration: no caller is involved.
     Declared,
 }
@@ -24,6 +26,7 @@ impl fmt::Display for ProofStrength {
         f.write_str(match self {
             Self::PeerCred => "peercred",
             Self::PidFd => "pidfd",
+            Self::Token => "token",
             Self::Declared => "declared",
         })
     }
@@ -38,6 +41,8 @@ pub enum Listener {
     Host,
     /// A declared volume: no socket at all.
     Volume,
+    /// A volume that the kubelet published for a pod.
+    Csi,
 }
 
 impl fmt::Display for Listener {
@@ -46,6 +51,7 @@ impl fmt::Display for Listener {
             Self::Operator => "operator",
             Self::Host => "host",
             Self::Volume => "volume",
+            Self::Csi => "csi",
         })
     }
 }
@@ -62,6 +68,8 @@ pub enum Subject {
     },
     /// A volume declared in our configuration.
     Volume(VolumeName),
+    /// A pod of this node.
+    Pod(Arc<Pod>),
 }
 
 /// A proved caller. Only this folder constructs one. Cheap to clone.
@@ -70,15 +78,32 @@ pub struct Identity {
     subject: Subject,
     strength: ProofStrength,
     listener: Listener,
+    consumer: ConsumerId,
+    role: Option<VaultRole>,
 }
 
 impl Identity {
     /// The identity of a declared volume.
     pub fn declared_volume(name: VolumeName) -> Self {
         Self {
+            consumer: ConsumerId::volume(&name),
             subject: Subject::Volume(name),
             strength: ProofStrength::Declared,
             listener: Listener::Volume,
+            role: None,
+        }
+    }
+
+    /// The identity of a pod in whose name the kubelet published `volume`, proved by the verified
+    /// token of the call. Each volume is a consumer of its own.
+    /// `role` is what the pod asked for in place of the configured pattern, if that is permitted.
+    pub fn published_pod(pod: Arc<Pod>, volume: &VolumeName, role: Option<VaultRole>) -> Self {
+        Self {
+            consumer: ConsumerId::volume(volume),
+            subject: Subject::Pod(pod),
+            strength: ProofStrength::Token,
+            listener: Listener::Csi,
+            role,
         }
     }
 
@@ -95,7 +120,9 @@ impl Identity {
         others.sort_unstable();
         others.dedup();
         let gids = std::iter::once(gid).chain(others).collect();
-        Self { subject: Subject::HostUser { uid, gids }, strength, listener }
+        let consumer = ConsumerId::host_user(uid);
+        let subject = Subject::HostUser { uid, gids };
+        Self { subject, strength, listener, consumer, role: None }
     }
 
     /// Who it is.
@@ -113,12 +140,14 @@ impl Identity {
         self.listener
     }
 
+    /// The Vault role a pod logs in with in place of the configured pattern.
+    pub fn role(&self) -> Option<&VaultRole> {
+        self.role.as_ref()
+    }
+
     /// The consumer whose dynamic credentials this caller gets.
-    pub fn consumer(&self) -> ConsumerId {
-        match &self.subject {
-            Subject::HostUser { uid, .. } => ConsumerId::host_user(*uid),
-            Subject::Volume(name) => ConsumerId::volume(name),
-        }
+    pub fn consumer(&self) -> &ConsumerId {
+        &self.consumer
     }
 }
 

@@ -5,22 +5,25 @@
 //! and on a musl main thread it believes there is less; every entry point therefore makes sure of
 //! its stack first, and a self-test at load proves that a permit permits.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cedar_policy::{Authorizer, Decision, PolicySet, Response};
 use jiff::Timestamp;
 
-use super::grants::{PolicyConfig, Share};
+use super::grants::{GrantLogin, PolicyConfig, Share};
 use super::rules::{PolicyError, Rule, RuleBook};
 use super::schema::CedarError;
 use super::{Denied, Permit};
-use crate::domain::{RuleName, SecretRef};
-use crate::identity::Identity;
+use crate::domain::{IdError, LoginIdentity, RuleName, SecretRef, SourceName};
+use crate::identity::{Identity, Subject};
 
 /// Below this much stack the evaluator gets a new one: over twice what Cedar asks for.
 const STACK_BYTES_MIN: usize = 256 * 1024;
 /// Size of that new stack: enough for parsing, validating and evaluating.
 const STACK_BYTES_NEW: usize = 2 * 1024 * 1024;
+/// What permits a pod to read as itself where the source decides; no configured rule has the name.
+pub(super) const OWN_IDENTITY: &str = "own-identity";
 /// Permits whoever asks, and touches every kind of value a request carries.
 const SELF_TEST: &str = r#"
 @id("self-test")
@@ -33,6 +36,8 @@ when { context.proofs.contains(context.proof) && resource.path like "*" && princ
 pub struct CompiledPolicy {
     book: RuleBook,
     recheck: Duration,
+    own_identity: BTreeSet<SourceName>,
+    own_identity_rule: RuleName,
 }
 
 impl CompiledPolicy {
@@ -41,7 +46,15 @@ impl CompiledPolicy {
     /// An empty configuration compiles and denies everything.
     pub fn compile(config: &PolicyConfig) -> Result<Self, Vec<PolicyError>> {
         with_stack(|| {
-            let compiled = Self { book: RuleBook::build(config)?, recheck: config.recheck };
+            let own_identity_rule = OWN_IDENTITY.parse().map_err(|error: IdError| {
+                vec![PolicyError::Engine(error.to_string())]
+            })?;
+            let compiled = Self {
+                book: RuleBook::build(config)?,
+                recheck: config.recheck,
+                own_identity: config.own_identity.clone(),
+                own_identity_rule,
+            };
             compiled.self_test().map_err(|problem| vec![problem])?;
             Ok(compiled)
         })
@@ -72,6 +85,11 @@ impl CompiledPolicy {
         self.recheck
     }
 
+    pub(super) fn probing_login(&self, identity: &Identity, source: &SourceName) -> LoginIdentity {
+        let own = self.own_identity.contains(source);
+        login_of(identity, if own { GrantLogin::ServiceAccount } else { GrantLogin::Agent })
+    }
+
     /// Decides, at a wall-clock moment. Default deny, forbid wins, an evaluation error denies.
     pub(super) fn decide(
         &self,
@@ -96,7 +114,7 @@ impl CompiledPolicy {
         secret: &SecretRef,
         at: Timestamp,
     ) -> Result<Response, CedarError> {
-        let covering = self.covering(secret).map(|rule| &rule.name);
+        let covering = self.covering(secret, identity).map(|rule| &rule.name);
         let (request, entities) = self.book.vocabulary.question(identity, secret, covering, at)?;
         Ok(Authorizer::new().is_authorized(&request, policies, &entities))
     }
@@ -117,9 +135,10 @@ impl CompiledPolicy {
         let determining = self.determining(response);
         match (response.decision(), determining.first()) {
             (Decision::Allow, Some(first)) => {
-                let shared = determining.iter().all(|rule| rule.share == Share::Agent);
-                let share = if shared { Share::Agent } else { Share::Consumer };
-                Ok(Permit { rule: first.name.clone(), share })
+                let shared = determining.iter().all(|rule| rule.share == first.share);
+                let share = if shared { first.share } else { Share::Consumer };
+                let login = login_of(identity, first.login);
+                Ok(Permit { rule: first.name.clone(), share, login })
             }
             (Decision::Allow, None) => {
                 Err(Denied { rule: None, reason: "the engine named no rule".to_owned() })
@@ -128,12 +147,21 @@ impl CompiledPolicy {
                 rule: Some(forbid.name.clone()),
                 reason: format!("rule '{}' forbids {identity} to read {secret}", forbid.name),
             }),
-            (Decision::Deny, None) => Err(self.default_deny(identity, secret)),
+            (Decision::Deny, None) => match identity.subject() {
+                // The source will decide, asked with the pod's own service account.
+                Subject::Pod(_) if self.own_identity.contains(&secret.source) => Ok(Permit {
+                    rule: self.own_identity_rule.clone(),
+                    share: Share::Consumer,
+                    login: login_of(identity, GrantLogin::ServiceAccount),
+                }),
+                _ => Err(self.default_deny(identity, secret)),
+            },
         }
     }
 
     fn default_deny(&self, identity: &Identity, secret: &SecretRef) -> Denied {
-        let covering: Vec<&str> = self.covering(secret).map(|rule| rule.name.as_str()).collect();
+        let covering: Vec<&str> =
+            self.covering(secret, identity).map(|rule| rule.name.as_str()).collect();
         let hint = if covering.is_empty() {
             "no grant covers the path".to_owned()
         } else {
@@ -147,8 +175,12 @@ impl CompiledPolicy {
         Denied { rule: None, reason }
     }
 
-    fn covering<'a>(&'a self, secret: &'a SecretRef) -> impl Iterator<Item = &'a Rule> {
-        self.book.rules.iter().filter(|rule| rule.covers(secret))
+    fn covering<'a>(
+        &'a self,
+        secret: &'a SecretRef,
+        identity: &'a Identity,
+    ) -> impl Iterator<Item = &'a Rule> {
+        self.book.rules.iter().filter(|rule| rule.covers(secret, identity.subject()))
     }
 
     /// The rules that decided, in the order of the configuration.
@@ -161,6 +193,17 @@ impl CompiledPolicy {
         let id: &str = id.as_ref();
         let name: RuleName = id.parse().ok()?;
         self.book.rules.iter().find(|rule| rule.name == name)
+    }
+}
+
+/// Whose identity is used upstream: only a pod has another one to read with than the agent's.
+fn login_of(identity: &Identity, wanted: GrantLogin) -> LoginIdentity {
+    match (identity.subject(), wanted) {
+        (Subject::Pod(pod), GrantLogin::ServiceAccount) => {
+            LoginIdentity::service_account(pod.account.clone(), identity.role().cloned())
+        }
+        (Subject::Pod(_), GrantLogin::Agent)
+        | (Subject::HostUser { .. } | Subject::Volume(_), _) => LoginIdentity::Agent,
     }
 }
 

@@ -1,8 +1,11 @@
 //! Grants as the configuration writes them, already parsed: names are ids, patterns are patterns.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::domain::{PathPattern, RuleName, SourceName, VolumeName};
+use crate::domain::{
+    Namespace, PathPattern, RuleName, ServiceAccountName, SourceName, VolumeName,
+};
 use crate::identity::ProofStrength;
 
 /// Everything policy is configured with.
@@ -14,11 +17,19 @@ pub struct PolicyConfig {
     pub cedar: Option<CedarFile>,
     /// How long one decision may be relied on before it is asked again.
     pub recheck: Duration,
+    /// Sources that decide themselves what a pod's own service account may read: there no rule has
+    /// to permit it, and rules may only forbid.
+    pub own_identity: BTreeSet<SourceName>,
 }
 
 impl Default for PolicyConfig {
     fn default() -> Self {
-        Self { grants: Vec::new(), cedar: None, recheck: Duration::from_secs(60) }
+        Self {
+            grants: Vec::new(),
+            cedar: None,
+            recheck: Duration::from_secs(60),
+            own_identity: BTreeSet::new(),
+        }
     }
 }
 
@@ -46,6 +57,9 @@ pub struct GrantConfig {
     pub paths: Vec<PathPattern>,
     /// Who shares a dynamic credential read under it. Only a permit uses this.
     pub share: Share,
+    /// Whose identity is used upstream for what it permits to pods; everybody else reads with the
+    /// agent's.
+    pub login: GrantLogin,
     /// The weakest proof of identity it accepts. Only a permit uses this: a forbid always applies.
     pub min_proof: ProofStrength,
     /// One Cedar expression that must also hold: `context.hour >= 8`.
@@ -78,6 +92,24 @@ pub enum Who {
     Volume(VolumeName),
     /// Every user of this host; never a volume.
     AnyHostUser,
+    /// The pods of a namespace, or those of one service account in it.
+    Pods {
+        /// The namespace.
+        namespace: Namespace,
+        /// The account; `None` is every account of the namespace.
+        service_account: Option<ServiceAccountName>,
+    },
+    /// Every pod of this node.
+    AnyPod,
+}
+
+/// Whose identity is used upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantLogin {
+    /// The pod's service account, so that the source decides too.
+    ServiceAccount,
+    /// The agent's: the rule alone decides.
+    Agent,
 }
 
 /// Who shares one dynamic credential.
@@ -85,6 +117,8 @@ pub enum Who {
 pub enum Share {
     /// Nobody: each consumer gets its own.
     Consumer,
+    /// The pods of one service account on this node; for others the same as [`Share::Consumer`].
+    ServiceAccount,
     /// All consumers of this agent that are allowed it.
     Agent,
 }

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::clock::BootInstant;
-use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef};
-use crate::identity::Identity;
+use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef, SourceName};
+use crate::identity::{Identity, Subject};
 
 mod engine;
 mod grants;
@@ -19,7 +19,7 @@ mod schema;
 mod tests;
 
 pub use engine::CompiledPolicy;
-pub use grants::{CedarFile, Effect, GrantConfig, PolicyConfig, Share, Who};
+pub use grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
 pub use rules::PolicyError;
 
 /// Proof that policy allows this identity this secret, until a time and under one generation.
@@ -29,7 +29,7 @@ pub struct Authorized {
     secret: SecretRef,
     login: LoginIdentity,
     /// Worked out once: every read of a leased secret asks.
-    dynamic_consumer: Option<ConsumerId>,
+    dynamic_owner: Option<ConsumerId>,
     rule: RuleName,
     generation: u64,
     valid_until: BootInstant,
@@ -51,9 +51,10 @@ impl Authorized {
         &self.login
     }
 
-    /// The consumer a dynamic credential belongs to; `None` when the rule shares it node-wide.
-    pub fn dynamic_consumer(&self) -> Option<&ConsumerId> {
-        self.dynamic_consumer.as_ref()
+    /// Whose a dynamic credential is: the caller's own or its service account's; `None` when the
+    /// rule shares it with everybody who reads with this login identity.
+    pub fn dynamic_owner(&self) -> Option<&ConsumerId> {
+        self.dynamic_owner.as_ref()
     }
 
     /// The rule that decided.
@@ -87,6 +88,7 @@ pub struct Denied {
 struct Permit {
     rule: RuleName,
     share: Share,
+    login: LoginIdentity,
 }
 
 /// The current policy, replaceable at run time. Cheap to clone.
@@ -120,15 +122,24 @@ impl Policy {
         Ok(Authorized {
             identity: identity.clone(),
             secret: secret.clone(),
-            login: LoginIdentity::Agent,
-            dynamic_consumer: match permit.share {
-                Share::Consumer => Some(identity.consumer()),
-                Share::Agent => None,
+            login: permit.login,
+            dynamic_owner: match (permit.share, identity.subject()) {
+                (Share::Agent, _) => None,
+                (Share::ServiceAccount, Subject::Pod(pod)) => {
+                    Some(ConsumerId::service_account(&pod.account))
+                }
+                (Share::Consumer | Share::ServiceAccount, _) => Some(identity.consumer().clone()),
             },
             rule: permit.rule,
             generation,
             valid_until: now + policy.recheck(),
         })
+    }
+
+    /// Whose identity asks a source what is mounted there, before any secret is known to decide
+    /// about.
+    pub fn probing_login(&self, identity: &Identity, source: &SourceName) -> LoginIdentity {
+        self.current.load().probing_login(identity, source)
     }
 
     /// Whether a proof made earlier still holds, without deciding again.

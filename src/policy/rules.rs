@@ -5,9 +5,11 @@ use std::collections::HashSet;
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Expression, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 
-use super::grants::{CedarFile, Effect, GrantConfig, PolicyConfig, Share, Who};
+use super::grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
+use super::engine::OWN_IDENTITY;
 use super::schema::Vocabulary;
 use crate::domain::{IdError, PathPattern, RuleName, SecretRef, SourceName};
+use crate::identity::Subject;
 
 /// A problem in the configured policy. Nothing is put in force while there is one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,15 +79,27 @@ pub enum PolicyError {
 pub(super) struct Rule {
     pub(super) name: RuleName,
     pub(super) share: Share,
+    pub(super) login: GrantLogin,
     /// The grant's path set; `None` for a policy from the Cedar file.
     paths: Option<(SourceName, Vec<PathPattern>)>,
 }
 
 impl Rule {
-    /// Whether the secret lies in this grant's path set.
-    pub(super) fn covers(&self, secret: &SecretRef) -> bool {
+    /// What Cedar permits is never shared, and a pod reads it as itself: both are decisions that a
+    /// grant spells out.
+    fn of_cedar(name: RuleName) -> Self {
+        Self { name, share: Share::Consumer, login: GrantLogin::ServiceAccount, paths: None }
+    }
+
+    /// Whether the secret lies in this grant's path set, as it is for this caller.
+    pub(super) fn covers(&self, secret: &SecretRef, subject: &Subject) -> bool {
+        let account = match subject {
+            Subject::Pod(pod) => Some(&pod.account),
+            Subject::HostUser { .. } | Subject::Volume(_) => None,
+        };
         self.paths.as_ref().is_some_and(|(source, patterns)| {
-            *source == secret.source && patterns.iter().any(|path| path.matches(&secret.path))
+            let matches = |pattern: &PathPattern| pattern.matches(&secret.path, account);
+            *source == secret.source && patterns.iter().any(matches)
         })
     }
 }
@@ -135,7 +149,8 @@ impl Draft {
         match policy_of(grant) {
             Ok(policy) => {
                 let paths = Some((grant.source.clone(), grant.paths.clone()));
-                let rule = Rule { name: grant.name.clone(), share: grant.share, paths };
+                let GrantConfig { share, login, .. } = *grant;
+                let rule = Rule { name: grant.name.clone(), share, login, paths };
                 self.add(rule, &policy);
             }
             Err(problem) => self.problems.push(problem),
@@ -158,8 +173,7 @@ impl Draft {
         policies.sort_by_key(|policy| position(policy.id()));
         for policy in policies {
             match name_of(policy, &file.name) {
-                // What Cedar permits is never shared: sharing is a decision a grant spells out.
-                Ok(name) => self.add(Rule { name, share: Share::Consumer, paths: None }, policy),
+                Ok(name) => self.add(Rule::of_cedar(name), policy),
                 Err(problem) => self.problems.push(problem),
             }
         }
@@ -167,7 +181,8 @@ impl Draft {
 
     fn add(&mut self, rule: Rule, policy: &Policy) {
         let policy = policy.new_id(PolicyId::new(rule.name.as_str()));
-        let unique = self.names.insert(rule.name.clone());
+        let taken = rule.name.as_str() == OWN_IDENTITY;
+        let unique = !taken && self.names.insert(rule.name.clone());
         if !unique || self.policies.add(policy).is_err() {
             return self.problems.push(PolicyError::Duplicate(rule.name));
         }
@@ -229,6 +244,13 @@ fn cedar_text(grant: &GrantConfig) -> String {
         Who::Group { gid } => format!("principal is HostUser in Group::\"{gid}\""),
         Who::Volume(name) => format!("principal == Volume::\"{name}\""),
         Who::AnyHostUser => "principal is HostUser".to_owned(),
+        Who::Pods { namespace, service_account: None } => {
+            format!("principal is Pod in Namespace::\"{namespace}\"")
+        }
+        Who::Pods { namespace, service_account: Some(account) } => {
+            format!("principal is Pod in ServiceAccount::\"{namespace}/{account}\"")
+        }
+        Who::AnyPod => "principal is Pod".to_owned(),
     };
     let name = &grant.name;
     let mut text = format!(

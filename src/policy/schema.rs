@@ -4,6 +4,8 @@
 //! |---|---|---|---|
 //! | `HostUser` | uid | `uid`, `gids` | its `Group`s |
 //! | `Volume` | name | `name` | |
+//! | `Pod` | uid | `name`, `namespace`, `service_account`, `service_account_uid` | its `ServiceAccount` |
+//! | `ServiceAccount` | `namespace/name` | | its `Namespace` |
 //! | `Secret` | `source:path` | `source`, `path` | the `PathSet`s that match it |
 //!
 //! A `PathSet` has the name of a grant. Which ones match is computed here, segment by segment:
@@ -18,16 +20,24 @@ use cedar_policy::{
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::domain::{RuleName, SecretRef};
+use crate::domain::{Pod, RuleName, SecretRef};
 use crate::identity::{Identity, ProofStrength, Subject};
 
 const ENTITIES: &str = r#"
 entity Group;
 entity HostUser in [Group] = { "uid": Long, "gids": Set<Long> };
 entity Volume = { "name": String };
+entity Namespace;
+entity ServiceAccount in [Namespace];
+entity Pod in [ServiceAccount] = {
+    "name": String,
+    "namespace": String,
+    "service_account": String,
+    "service_account_uid": String,
+};
 entity Secret in [PathSet] = { "source": String, "path": String };
 action "read" appliesTo {
-    principal: [HostUser, Volume],
+    principal: [HostUser, Volume, Pod],
     resource: [Secret],
     context: {
         "now": datetime,
@@ -41,8 +51,12 @@ action "read" appliesTo {
 "#;
 
 /// Every proof, weakest first: a caller has `proofs` up to and including its own.
-const PROOFS: [ProofStrength; 3] =
-    [ProofStrength::PeerCred, ProofStrength::PidFd, ProofStrength::Declared];
+const PROOFS: [ProofStrength; 4] = [
+    ProofStrength::PeerCred,
+    ProofStrength::PidFd,
+    ProofStrength::Token,
+    ProofStrength::Declared,
+];
 
 /// Why Cedar could not be given something; always a defect of ours, and always a denial.
 pub(super) type CedarError = Box<dyn std::error::Error + Send + Sync>;
@@ -54,6 +68,9 @@ pub(super) struct Vocabulary {
     group: EntityTypeName,
     host_user: EntityTypeName,
     volume: EntityTypeName,
+    pod: EntityTypeName,
+    service_account: EntityTypeName,
+    namespace: EntityTypeName,
     secret: EntityTypeName,
     path_set: EntityTypeName,
 }
@@ -74,6 +91,9 @@ impl Vocabulary {
             group: "Group".parse()?,
             host_user: "HostUser".parse()?,
             volume: "Volume".parse()?,
+            pod: "Pod".parse()?,
+            service_account: "ServiceAccount".parse()?,
+            namespace: "Namespace".parse()?,
             secret: "Secret".parse()?,
             path_set: "PathSet".parse()?,
         })
@@ -92,7 +112,7 @@ impl Vocabulary {
         path_sets: impl Iterator<Item = &'a RuleName>,
         at: Timestamp,
     ) -> Result<(Request, Entities), CedarError> {
-        let principal = self.principal(identity.subject())?;
+        let (principal, above) = self.principal(identity.subject())?;
         let resource = self.resource(secret, path_sets)?;
         let request = Request::new(
             principal.uid(),
@@ -101,11 +121,13 @@ impl Vocabulary {
             context(identity, at)?,
             Some(&self.schema),
         )?;
-        let entities = Entities::from_entities([principal, resource], Some(&self.schema))?;
+        let all = [principal, resource].into_iter().chain(above);
+        let entities = Entities::from_entities(all, Some(&self.schema))?;
         Ok((request, entities))
     }
 
-    fn principal(&self, subject: &Subject) -> Result<Entity, CedarError> {
+    /// The caller, and the entities it is in by way of others.
+    fn principal(&self, subject: &Subject) -> Result<(Entity, Vec<Entity>), CedarError> {
         let entity = match subject {
             Subject::HostUser { uid, gids } => {
                 let long = |id: u32| RestrictedExpression::new_long(i64::from(id));
@@ -124,8 +146,26 @@ impl Vocabulary {
                 let attributes = HashMap::from([("name".to_owned(), text(name.as_str()))]);
                 Entity::new(self.uid(&self.volume, name.as_str()), attributes, HashSet::new())?
             }
+            Subject::Pod(pod) => return self.pod(pod),
         };
-        Ok(entity)
+        Ok((entity, Vec::new()))
+    }
+
+    fn pod(&self, pod: &Pod) -> Result<(Entity, Vec<Entity>), CedarError> {
+        let account = &pod.account;
+        let namespace = self.uid(&self.namespace, account.namespace.as_str());
+        let service_account = self.uid(&self.service_account, &account.to_string());
+        let attributes = [
+            ("name", pod.name.as_str()),
+            ("namespace", account.namespace.as_str()),
+            ("service_account", account.name.as_str()),
+            ("service_account_uid", account.uid.as_str()),
+        ];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), text(value)));
+        let parents = HashSet::from([service_account.clone()]);
+        let pod = Entity::new(self.uid(&self.pod, pod.uid.as_str()), attributes.into(), parents)?;
+        let service_account = Entity::new_no_attrs(service_account, HashSet::from([namespace]));
+        Ok((pod, vec![service_account]))
     }
 
     fn resource<'a>(

@@ -18,6 +18,7 @@ fn grant(name: &str, who: Who, paths: &[&str]) -> GrantConfig {
         source: "vault".parse().unwrap(),
         paths: paths.iter().map(|path| path.parse().unwrap()).collect(),
         share: Share::Consumer,
+        login: GrantLogin::ServiceAccount,
         min_proof: ProofStrength::PeerCred,
         when: None,
     }
@@ -294,7 +295,7 @@ proptest! {
         });
         let matches = |effect: bool| rules.iter().any(|(pattern, forbid)| {
             let pattern: crate::domain::PathPattern = pattern.parse().unwrap();
-            *forbid == effect && pattern.matches(&path.parse().unwrap())
+            *forbid == effect && pattern.matches(&path.parse().unwrap(), None)
         });
         let decision = decide(&config(grants.collect()), &user(1), &path);
         prop_assert_eq!(decision.is_ok(), matches(false) && !matches(true));

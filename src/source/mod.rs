@@ -25,8 +25,13 @@ pub trait Source: Send + Sync {
     /// The mount that `path` lies below, if the configuration names one; its kind may need a probe.
     fn mount_of(&self, path: &SecretPath) -> Option<ConfiguredMount>;
 
-    /// Logs in anew, reading the service-account token afresh.
-    async fn login(&self, identity: &LoginIdentity) -> Result<Login, SourceError>;
+    /// Logs in anew. `account_token` proves a pod's service account; the agent's own token is read
+    /// afresh by the source itself.
+    async fn login(
+        &self,
+        identity: &LoginIdentity,
+        account_token: Option<&Token>,
+    ) -> Result<Login, SourceError>;
 
     /// Renews a session's token; `increment` is the first grant's duration.
     async fn renew_token(

@@ -3,18 +3,37 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::watch;
+
 use crate::broker::Problem;
 use crate::clock::BootInstant;
 use crate::domain::{SecretRef, VolumeName};
 
 /// Where volumes put their current state for status; the last write wins. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct VolumeBoard(Arc<Mutex<BTreeMap<VolumeName, VolumeStatus>>>);
+pub struct VolumeBoard(Arc<Board>);
+
+#[derive(Default)]
+struct Board {
+    volumes: Mutex<BTreeMap<VolumeName, VolumeStatus>>,
+    changes: watch::Sender<()>,
+}
 
 impl VolumeBoard {
     /// Replaces one volume's line.
     pub fn publish(&self, status: VolumeStatus) {
         self.lock().insert(status.name.clone(), status);
+        self.0.changes.send_replace(());
+    }
+
+    /// One volume's line.
+    pub fn get(&self, name: &VolumeName) -> Option<VolumeStatus> {
+        self.lock().get(name).cloned()
+    }
+
+    /// Changes whenever any line does.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes.subscribe()
     }
 
     /// Forgets a volume.
@@ -28,7 +47,7 @@ impl VolumeBoard {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<VolumeName, VolumeStatus>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -74,10 +74,10 @@ fn the_example_with_everything_uncommented_is_valid_and_uses_every_part() {
     assert_eq!(config.sources.len(), 2);
     assert_eq!(config.policy.grants.len(), 2);
     assert_eq!(config.broker.rules.len(), 1);
-    assert_eq!(config.volumes[0].items.len(), 4);
+    assert_eq!(config.volumes[0].config.items.len(), 4);
     assert!(config.encryption.is_some());
-    assert_eq!(config.volumes[0].items[1].ownership.mode, 0o400);
-    assert_eq!(config.volumes[0].defaults.uid, 1007);
+    assert_eq!(config.volumes[0].config.items[1].ownership.mode, 0o400);
+    assert_eq!(config.volumes[0].config.defaults.uid, 1007);
 }
 
 #[test]

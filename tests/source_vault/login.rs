@@ -29,13 +29,13 @@ async fn a_login_sends_the_file_as_it_is_now_and_reads_the_token_kind() {
         auth(serde_json::json!({ "token_type": "batch", "renewable": false })),
     );
 
-    let first = vault.login(&LoginIdentity::Agent).await.unwrap();
+    let first = vault.login(&LoginIdentity::Agent, None).await.unwrap();
     assert_eq!(first.token.expose(), TOKEN);
     assert_eq!(first.terms, TokenGrant { ttl: Duration::from_secs(90), renewable: true });
     assert_eq!(first.kind, TokenKind::Service);
 
     std::fs::write(&file, "rotated.token").unwrap();
-    let second = vault.login(&LoginIdentity::Agent).await.unwrap();
+    let second = vault.login(&LoginIdentity::Agent, None).await.unwrap();
     assert_eq!((second.kind, second.terms.renewable), (TokenKind::Batch, false));
 
     let sent: Vec<serde_json::Value> = server

@@ -64,7 +64,7 @@ pub fn want(path: &str, consumer: u32) -> Want {
         mount: ConfiguredMount { path: mount.parse().unwrap(), kind },
         login: LoginIdentity::Agent,
         consumer: ConsumerId::host_user(consumer),
-        own_dynamic: true,
+        owner: Some(ConsumerId::host_user(consumer)),
     }
 }
 

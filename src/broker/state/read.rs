@@ -130,11 +130,10 @@ impl State {
         mount: &Mount,
     ) -> Result<EntryId, &'static str> {
         let kind = mount.path_kind(&want.secret.path);
-        let own = kind == PathKind::Minting && want.own_dynamic;
         let key = CacheKey {
             secret: want.secret.clone(),
             login: want.login.clone(),
-            consumer: own.then(|| want.consumer.clone()),
+            consumer: want.owner.clone().filter(|_| kind == PathKind::Minting),
         };
         if let Some(id) = self.index.get(&key) {
             return Ok(*id);

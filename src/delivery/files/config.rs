@@ -11,15 +11,22 @@ use super::format::Format;
 use super::name::FileName;
 use super::on_change::OnChange;
 
-/// One declared volume.
+/// A volume declared for this host, and what its files lie on.
+#[derive(Debug, Clone)]
+pub struct DeclaredVolume {
+    /// The volume; its name is also its identity for policy.
+    pub config: VolumeConfig,
+    /// What the files lie on.
+    pub backing: Backing,
+}
+
+/// One volume, declared for this host or published by the kubelet.
 #[derive(Debug, Clone)]
 pub struct VolumeConfig {
-    /// Its name, which is also its identity for policy.
+    /// Its name.
     pub name: VolumeName,
     /// Where applications find it: absolute, without `..`.
     pub path: PathBuf,
-    /// What the files lie on.
-    pub backing: Backing,
     /// Ownership of what belongs to no item.
     pub defaults: FileOwnership,
     /// The files.
@@ -40,7 +47,7 @@ pub struct VolumeConfig {
     pub on_change_batch: Duration,
 }
 
-/// What a volume's files lie on: always a tmpfs.
+/// What a declared volume's files lie on: always a tmpfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backing {
     /// A mount of our own.
@@ -88,7 +95,7 @@ pub struct ItemConfig {
 }
 
 /// What an item shows.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ItemContent {
     /// Every key of a secret as a file of its own.
     EveryKey {
@@ -120,6 +127,18 @@ pub enum ItemContent {
         /// How it is written.
         format: Format,
     },
+}
+
+impl ItemContent {
+    /// Its file, where that is known without reading the secret.
+    pub fn file(&self) -> Option<&FileName> {
+        match self {
+            Self::EveryKey { .. } => None,
+            Self::Whole { file, .. } | Self::Value { file, .. } | Self::Composed { file, .. } => {
+                Some(file)
+            }
+        }
+    }
 }
 
 /// A secret as an item spells it; everything that spells it alike shares one subscription.
@@ -157,12 +176,7 @@ impl ItemConfig {
 
     /// Its file, where that is known without reading the secret.
     pub fn file(&self) -> Option<&FileName> {
-        match &self.content {
-            ItemContent::EveryKey { .. } => None,
-            ItemContent::Whole { file, .. }
-            | ItemContent::Value { file, .. }
-            | ItemContent::Composed { file, .. } => Some(file),
-        }
+        self.content.file()
     }
 
     /// What status calls it: its file name, or `*` for one file per key.
@@ -188,12 +202,13 @@ impl VolumeConfig {
     }
 }
 
-/// Every pair of items whose file names exclude each other, as problems for the operator.
-pub fn check_names(items: &[ItemConfig]) -> Vec<String> {
+/// Every pair of items whose file names exclude each other, as problems for whoever wrote them.
+/// Items without a name that is known beforehand are `None`.
+pub fn check_names(files: &[Option<&FileName>]) -> Vec<String> {
     let mut problems = Vec::new();
-    for (index, second) in items.iter().enumerate() {
-        for (earlier, first) in items[..index].iter().enumerate() {
-            let (Some(a), Some(b)) = (first.file(), second.file()) else { continue };
+    for (index, second) in files.iter().enumerate() {
+        for (earlier, first) in files[..index].iter().enumerate() {
+            let (Some(a), Some(b)) = (first, second) else { continue };
             let (first, second) = (earlier + 1, index + 1);
             if a == b {
                 problems.push(format!(
@@ -214,23 +229,18 @@ pub fn check_names(items: &[ItemConfig]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn value(file: &str) -> ItemConfig {
-        let secret = "secret/shop/web#token".parse().unwrap();
-        ItemConfig {
-            source: "vault".parse().unwrap(),
-            content: ItemContent::Value { secret, file: file.parse().unwrap() },
-            ownership: FileOwnership { uid: 0, gid: 0, mode: 0o400 },
-        }
+    fn problems(names: &[&str]) -> Vec<String> {
+        let files: Vec<FileName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        check_names(&files.iter().map(Some).collect::<Vec<_>>())
     }
 
     #[test]
     fn two_items_with_one_name_or_a_file_as_directory_are_named() {
-        let items = [value("a"), value("b/c"), value("a"), value("b")];
-        let problems = check_names(&items);
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[0].contains("items 1 and 3 both write 'a'"));
-        assert!(problems[1].contains("items 2 and 4"));
-        assert!(check_names(&[value("a"), value("b"), value("c/d"), value("c/e")]).is_empty());
+        let found = problems(&["a", "b/c", "a", "b"]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("items 1 and 3 both write 'a'"));
+        assert!(found[1].contains("items 2 and 4"));
+        assert!(problems(&["a", "b", "c/d", "c/e"]).is_empty());
     }
 
     #[test]
@@ -240,8 +250,11 @@ mod tests {
         keys.insert("p".to_owned(), "database/creds/shop#password".parse().unwrap());
         let file: FileName = "app.properties".parse().unwrap();
         let format = Format::from_file_name(&file).unwrap();
-        let item =
-            ItemConfig { content: ItemContent::Composed { keys, file, format }, ..value("x") };
+        let item = ItemConfig {
+            source: "vault".parse().unwrap(),
+            content: ItemContent::Composed { keys, file, format },
+            ownership: FileOwnership { uid: 0, gid: 0, mode: 0o400 },
+        };
         assert_eq!(item.references().len(), 1);
     }
 }

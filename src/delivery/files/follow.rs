@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::audit::{Audit, AuditEvent};
 use crate::broker::{Broker, Problem, ReadError, ResolveError, Subscription, Update};
 use crate::clock::{self, BootInstant};
-use crate::domain::{LoginIdentity, RuleName, SecretRef, Spelling};
+use crate::domain::{RuleName, SecretRef, Spelling};
 use crate::identity::Identity;
 use crate::policy::{Authorized, Policy};
 use crate::source::ErrorClass;
@@ -76,8 +76,8 @@ impl Follower {
     }
 
     async fn resolve(&mut self) -> SecretRef {
-        let login = LoginIdentity::Agent;
         let Reference { source, path } = self.reference.clone();
+        let login = self.policy.probing_login(&self.identity, &source);
         let spelling = Spelling { path, key: None };
         let mut failures = 0;
         loop {
@@ -238,7 +238,7 @@ impl Follower {
 
 /// Whether a new proof stands for the very same subscription.
 fn same_interest(a: &Authorized, b: &Authorized) -> bool {
-    a.login() == b.login() && a.dynamic_consumer() == b.dynamic_consumer()
+    a.login() == b.login() && a.dynamic_owner() == b.dynamic_owner()
 }
 
 /// Full jitter, but never none at all.

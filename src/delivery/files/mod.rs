@@ -2,7 +2,7 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`config`], [`name`] | what is declared, and the names it may use |
+//! | [`config`], [`name`], [`item_text`] | what is declared, and the names it may use |
 //! | [`follow`] | one per secret: resolve, authorise, subscribe; writes the secret's [`level`] |
 //! | [`level`] | pure: what each state of a secret means for its files |
 //! | [`object`], [`mod@format`], [`render`] | pure: from secrets to file contents |
@@ -39,6 +39,7 @@ pub mod apply;
 pub mod config;
 pub mod follow;
 pub mod format;
+pub mod item_text;
 pub mod level;
 pub mod mount;
 pub mod mountinfo;
@@ -56,9 +57,10 @@ pub mod wipe;
 mod testing;
 
 pub use config::{
-    Backing, FileOwnership, ItemConfig, ItemContent, OnProblem, VolumeConfig, check_names,
+    Backing, DeclaredVolume, FileOwnership, ItemConfig, ItemContent, OnProblem, VolumeConfig, check_names,
 };
 pub use format::Format;
+pub use item_text::{ItemText, ItemTextError};
 pub use name::{FileName, FileNameError};
 pub use on_change::{Argv, OnChange, OnChangeRefused, ReloadSignal, UnitName};
 
@@ -86,42 +88,58 @@ pub struct Deps {
 
 /// Starts one supervised task per volume; they end when `work` is cancelled.
 pub fn spawn_volumes(
-    volumes: Vec<VolumeConfig>,
+    volumes: Vec<DeclaredVolume>,
     deps: &Deps,
     stages: &Stages,
     supervisor: &mut Supervisor,
 ) {
-    for config in volumes {
-        let task = run_volume(config, deps.clone(), stages.work.clone());
+    for volume in volumes {
+        let task = run_volume(volume, deps.clone(), stages.work.clone());
         supervisor.spawn("volume", Stage::Work, task);
     }
 }
 
-/// Keeps one volume's files current until `work` is cancelled; files and mount stay behind.
+/// Keeps one declared volume's files current until `work` is cancelled; files and mount stay
+/// behind.
 ///
 /// A volume that cannot be mounted or published is an alarm on the board, not an error. An error
 /// means this process cannot keep its promises at all: no timer, no signal mask, a panic.
 pub async fn run_volume(
-    config: VolumeConfig,
+    volume: DeclaredVolume,
     deps: Deps,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
-    let config = Arc::new(config);
+    let volume = Arc::new(volume);
+    let Some(publisher) = open(&volume, &deps.board, &work).await? else { return Ok(()) };
+    let identity = Identity::declared_volume(volume.config.name.clone());
+    keep(publisher, identity, deps, work).await
+}
+
+/// Keeps the files of a volume whose root is ready current until `stop`; they stay behind.
+///
+/// # Errors
+/// As [`run_volume`].
+pub async fn keep(
+    mut publisher: Publisher,
+    identity: Identity,
+    deps: Deps,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     // Before the first lease is taken: by default SIGIO ends the process.
     sys::ignore_sigio().context("cannot ignore SIGIO")?;
-    let Some(mut publisher) = open(&config, &deps.board, &work).await? else { return Ok(()) };
+    let config = publisher.config();
     let (levels_sender, mut levels) = watch::channel(Levels::new());
-    let mut followers = follow_all(&config, &deps, &levels_sender);
+    let mut followers = follow_all(&config, &identity, &deps, &levels_sender);
     let mut notifier = Notifier::new(config.on_change.clone(), config.on_change_batch);
     let timer = BootTimer::new().context("cannot make a timer")?;
-    while !work.is_cancelled() {
+    while !stop.is_cancelled() {
         let current = levels.borrow_and_update().clone();
         let settled;
         (publisher, settled) = settle(publisher, current).await?;
         let next = report(&config.name, &deps, &mut notifier, settled);
         timer.arm(next).context("cannot arm a timer")?;
         tokio::select! {
-            () = work.cancelled() => {}
+            () = stop.cancelled() => {}
             // Cancel-safe: levels are read anew, and an unseen change stays unseen.
             _ = levels.changed() => {}
             // Cancel-safe: an unread expiry stays readable.
@@ -139,13 +157,14 @@ pub async fn run_volume(
 
 /// Opens the volume's root, however long that takes; `None` if the agent stops first.
 async fn open(
-    config: &Arc<VolumeConfig>,
+    volume: &Arc<DeclaredVolume>,
     board: &VolumeBoard,
     work: &CancellationToken,
 ) -> anyhow::Result<Option<Publisher>> {
+    let config = &volume.config;
     loop {
-        let wanted = Arc::clone(config);
-        let opening = move || Publisher::open(wanted, Now::read());
+        let wanted = Arc::clone(volume);
+        let opening = move || Publisher::open(&wanted, Now::read());
         let opened =
             tokio::task::spawn_blocking(opening).await.context("opening a volume panicked")?;
         let error = match opened {
@@ -163,6 +182,7 @@ async fn open(
 
 fn follow_all(
     config: &VolumeConfig,
+    identity: &Identity,
     deps: &Deps,
     levels: &watch::Sender<Levels>,
 ) -> JoinSet<std::convert::Infallible> {
@@ -170,7 +190,7 @@ fn follow_all(
     for reference in config.references() {
         let follower = Follower {
             reference,
-            identity: Identity::declared_volume(config.name.clone()),
+            identity: identity.clone(),
             forbid_grace: config.forbid_grace,
             levels: levels.clone(),
             broker: deps.broker.clone(),

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::{DirBuilder, Permissions, set_permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::process::geteuid;
 
-use super::config::{Backing, VolumeConfig};
+use super::config::{Backing, DeclaredVolume};
 use super::mountinfo::{self, MountLine};
 use super::{apply, status_file, wipe};
 
@@ -81,38 +81,41 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountErr
 }
 
 /// Makes the root ready, or finds it ready.
-pub fn prepare(volume: &VolumeConfig) -> Result<Root, MountError> {
+pub fn prepare(volume: &DeclaredVolume) -> Result<Root, MountError> {
     match volume.backing {
         Backing::OwnTmpfs { size_bytes, inodes, directory_mode } => {
             let options = format!("size={size_bytes},nr_inodes={inodes}");
-            own(&volume.path, &options, directory_mode)
+            own(&volume.config.path, &options, directory_mode)
         }
-        Backing::ExistingTmpfs => existing(&volume.path),
+        Backing::ExistingTmpfs => existing(&volume.config.path),
     }
 }
 
 /// Wipes everything of a volume, unmounts what we mounted and removes its directory.
-pub fn discard(volume: &VolumeConfig) -> Result<(), MountError> {
-    let path = &volume.path;
+pub fn discard(volume: &DeclaredVolume) -> Result<(), MountError> {
+    let path = &volume.config.path;
     let root = open(path)?;
-    let none = std::collections::BTreeSet::new();
-    apply::link(root.as_fd(), &none)
-        .map_err(|error| failed("clear", path)(io::Error::other(error)))?;
-    let revisions = apply::revisions(root.as_fd()).map_err(failed("list", path))?;
-    for revision in revisions {
-        wipe::wipe_unseen(root.as_fd(), &revision).map_err(failed("wipe a revision in", path))?;
-    }
-    for entry in ["..data", "..data_tmp", status_file::NAME] {
-        match unlinkat(&root, entry, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(failed("clear", path)(errno.into())),
-        }
-    }
+    clear(root.as_fd()).map_err(failed("clear", path))?;
     drop(root);
     if matches!(volume.backing, Backing::OwnTmpfs { .. }) && ours(path)?.is_some() {
         unmount(path, UnmountFlags::DETACH).map_err(|e| failed("unmount", path)(e.into()))?;
     }
     std::fs::remove_dir(path).map_err(failed("remove", path))
+}
+
+/// Wipes every revision and takes away every entry of ours, whoever still has them open.
+pub fn clear(root: BorrowedFd<'_>) -> io::Result<()> {
+    apply::link(root, &std::collections::BTreeSet::new()).map_err(io::Error::other)?;
+    for revision in apply::revisions(root)? {
+        wipe::wipe_unseen(root, &revision)?;
+    }
+    for entry in ["..data", "..data_tmp", status_file::NAME] {
+        match unlinkat(root, entry, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 fn own(path: &Path, options: &str, directory_mode: u32) -> Result<Root, MountError> {
@@ -230,11 +233,16 @@ mod tests {
     use super::*;
     use crate::delivery::files::testing::volume;
 
+    fn declared(place: impl FnOnce(&mut PathBuf)) -> DeclaredVolume {
+        let mut config = volume(vec![]);
+        place(&mut config.path);
+        DeclaredVolume { config, backing: Backing::ExistingTmpfs }
+    }
+
     #[test]
     fn a_directory_on_a_disk_is_refused_before_anything_is_made() {
         // On /proc nothing can be made, so trying first would be another error.
-        let mut config = volume(vec![]);
-        config.path = "/proc/secrets-broker/a".into();
+        let config = declared(|path| *path = "/proc/secrets-broker/a".into());
         let refused = prepare(&config).err().unwrap();
         assert!(matches!(refused, MountError::NotTmpfs(_)), "{refused}");
     }
@@ -242,10 +250,10 @@ mod tests {
     #[test]
     fn a_directory_on_a_tmpfs_is_made_and_discarded_again() {
         let parent = tempfile::tempdir_in("/dev/shm").unwrap();
-        let mut config = volume(vec![]);
-        config.path = parent.path().join("a");
+        let path = parent.path().join("a");
+        let config = declared(|place| place.clone_from(&path));
         assert_eq!(prepare(&config).unwrap().description, "existing tmpfs directory");
         discard(&config).unwrap();
-        assert!(!config.path.exists());
+        assert!(!path.exists());
     }
 }

@@ -14,7 +14,7 @@ use crate::source::ErrorClass;
 use crate::status::{ItemStatus, VolumeStatus};
 
 use super::apply;
-use super::config::{ItemConfig, VolumeConfig};
+use super::config::{DeclaredVolume, ItemConfig, VolumeConfig};
 use super::level::{Action, Forbidden, ItemVerdict, Level, Levels, judge_item};
 use super::mount::{self, MountError, Root};
 use super::name::RevisionName;
@@ -63,9 +63,13 @@ pub struct Published {
 }
 
 impl Publisher {
-    /// Makes the volume's root ready and adopts what an earlier process published there.
-    pub fn open(config: Arc<VolumeConfig>, now: Now) -> Result<Self, MountError> {
-        let root = mount::prepare(&config)?;
+    /// Makes a declared volume's root ready and adopts what an earlier process published there.
+    pub fn open(volume: &DeclaredVolume, now: Now) -> Result<Self, MountError> {
+        Self::on(mount::prepare(volume)?, Arc::new(volume.config.clone()), now)
+    }
+
+    /// Takes a root that is ready and adopts what an earlier process published there.
+    pub fn on(root: Root, config: Arc<VolumeConfig>, now: Now) -> Result<Self, MountError> {
         let mut publisher = Self {
             root,
             prints: Prints::default(),
@@ -82,6 +86,11 @@ impl Publisher {
             source,
         })?;
         Ok(publisher)
+    }
+
+    /// What it keeps.
+    pub fn config(&self) -> Arc<VolumeConfig> {
+        Arc::clone(&self.config)
     }
 
     fn adopt(&mut self, now: Now) -> std::io::Result<()> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
+use crate::delivery::files::Backing;
 use crate::delivery::files::config::{ItemContent, OnProblem, Reference};
 use crate::delivery::files::level::{Forbidden, Seen};
 use crate::delivery::files::testing::{at, entry, own_files, problem, volume};
@@ -30,6 +31,10 @@ fn now(seconds: u64) -> Now {
     Now { boot: at(seconds), wall: std::time::SystemTime::now() }
 }
 
+fn declared(config: &VolumeConfig) -> DeclaredVolume {
+    DeclaredVolume { config: config.clone(), backing: Backing::ExistingTmpfs }
+}
+
 impl Fixture {
     fn new(change: impl FnOnce(&mut VolumeConfig)) -> Self {
         crate::sys::ignore_sigio().unwrap();
@@ -41,7 +46,7 @@ impl Fixture {
         ]);
         config.path = parent.path().join("v");
         change(&mut config);
-        let publisher = Publisher::open(Arc::new(config.clone()), now(10)).unwrap();
+        let publisher = Publisher::open(&declared(&config), now(10)).unwrap();
         Self { parent, config, publisher, levels: Levels::new() }
     }
 
@@ -86,7 +91,7 @@ impl Fixture {
     fn restart(self) -> Self {
         let Self { parent, config, publisher, .. } = self;
         drop(publisher);
-        let publisher = Publisher::open(Arc::new(config.clone()), now(50)).unwrap();
+        let publisher = Publisher::open(&declared(&config), now(50)).unwrap();
         Self { parent, config, publisher, levels: Levels::new() }
     }
 }

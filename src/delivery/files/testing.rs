@@ -8,7 +8,7 @@ use crate::clock::BootInstant;
 use crate::domain::{PathKind, SecretBytes};
 use crate::source::ErrorClass;
 
-use super::config::{Backing, FileOwnership, ItemConfig, OnProblem, VolumeConfig};
+use super::config::{FileOwnership, ItemConfig, OnProblem, VolumeConfig};
 
 pub(super) fn at(seconds: u64) -> BootInstant {
     BootInstant::from_nanos(seconds * 1_000_000_000)
@@ -42,7 +42,6 @@ pub(super) fn volume(items: Vec<ItemConfig>) -> VolumeConfig {
     VolumeConfig {
         name: "shop".parse().unwrap(),
         path: "/nowhere".into(),
-        backing: Backing::ExistingTmpfs,
         defaults: own_files(0o440),
         items,
         on_stale: OnProblem::Keep,

@@ -83,14 +83,14 @@ impl Connection {
     fn viewer(&self) -> Viewer {
         match self.caller.identity.listener() {
             Listener::Operator => Viewer::Operator,
-            Listener::Host | Listener::Volume => Viewer::Caller(self.caller.identity.clone()),
+            Listener::Host | Listener::Volume | Listener::Csi => Viewer::Caller(self.caller.identity.clone()),
         }
     }
 
     /// Alive means that the broker's task answers at all. The question is its cheapest one; that
     /// there is no such lease, or that it is busy, is an answer.
     async fn live(&self) -> Result<Value, Refusal> {
-        let consumer = self.caller.identity.consumer();
+        let consumer = self.caller.identity.consumer().clone();
         let answer = self.deps.broker.lookup_local(consumer, LocalLeaseId::from_client(""));
         match tokio::time::timeout(LIVE_TIMEOUT, answer).await {
             Ok(_) => Ok(json!({ "live": true })),

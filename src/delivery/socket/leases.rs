@@ -33,7 +33,7 @@ impl Connection {
             Some(id) => id,
             None => lease_id(&body)?,
         };
-        let (broker, consumer) = (&self.deps.broker, self.caller.identity.consumer());
+        let (broker, consumer) = (&self.deps.broker, self.caller.identity.consumer().clone());
         match action {
             LeaseAction::Lookup => {
                 let lease = broker.lookup_local(consumer, id).await.map_err(lookup_refusal)?;

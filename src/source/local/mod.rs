@@ -269,7 +269,12 @@ impl Source for LocalSource {
         Some(ConfiguredMount { path, kind: Some(kind) })
     }
 
-    async fn login(&self, _identity: &LoginIdentity) -> Result<Login, SourceError> {
+    /// A local file knows no identities: whoever policy lets in reads as the agent.
+    async fn login(
+        &self,
+        _identity: &LoginIdentity,
+        _account_token: Option<&Token>,
+    ) -> Result<Login, SourceError> {
         let token = lock(&self.ledger).open_session()?;
         let terms = TokenGrant { ttl: Duration::ZERO, renewable: false };
         Ok(Login { token, terms, kind: TokenKind::Service })

@@ -37,7 +37,7 @@ impl Fixture {
     }
 
     async fn token(&self) -> Token {
-        self.source.login(&AGENT).await.unwrap().token
+        self.source.login(&AGENT, None).await.unwrap().token
     }
 
     async fn fetch(&self, spelling: &str) -> Result<Fetched, SourceError> {

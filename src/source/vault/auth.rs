@@ -14,7 +14,7 @@ use super::classify::{self, Call, Operation};
 use super::client::Client;
 use super::decode;
 use super::{VaultConfig, VaultError};
-use crate::domain::{SecretPath, Token};
+use crate::domain::{AccountLogin, SecretPath, Token};
 use crate::source::{ErrorClass, Login, SourceError, TokenGrant};
 
 /// One byte more than [`Token`] accepts, so that a longer file is seen to be longer.
@@ -27,19 +27,69 @@ pub(super) fn check_settings(config: &VaultConfig) -> Result<(), VaultError> {
 }
 
 /// Logs in with the token file as it is now. Tokens with limited uses are refused and ended.
-pub(super) async fn login(client: &Client, config: &VaultConfig) -> Result<Login, SourceError> {
-    let subject = format!("auth/{} as role '{}'", config.auth_mount, config.role);
+pub(super) async fn login_agent(
+    client: &Client,
+    config: &VaultConfig,
+) -> Result<Login, SourceError> {
+    let subject = subject(config, &config.role);
     let call = Call::new(Operation::Login, &subject);
     let jwt = service_account_token(&config.token_file).await.map_err(|problem| {
         // No answer of Vault's: what is cached stays good, and the kubelet may yet write the file.
         SourceError::new(ErrorClass::Unreachable, format!("{call}: {problem}"))
     })?;
+    login(client, config, &subject, &config.role, &jwt).await
+}
+
+/// Logs in as a pod's service account with a token one of its pods has delivered.
+pub(super) async fn login_account(
+    client: &Client,
+    config: &VaultConfig,
+    login_as: &AccountLogin,
+    token: Option<&Token>,
+) -> Result<Login, SourceError> {
+    let refuse = |class, message: String| Err(SourceError::new(class, message));
+    let Some(pods) = &config.pods else {
+        let message = "pods cannot log in here: the source has no pod_role in the configuration";
+        return refuse(ErrorClass::InvalidRequest, message.to_owned());
+    };
+    let role = match login_as.role.clone().map_or_else(|| pods.role.role_of(&login_as.account), Ok)
+    {
+        Ok(role) => role,
+        Err(error) => {
+            let message = format!("no role for service account {}: {error}", login_as.account);
+            return refuse(ErrorClass::InvalidRequest, message);
+        }
+    };
+    let subject = subject(config, role.as_str());
+    let call = Call::new(Operation::Login, &subject);
+    let Some(token) = token else {
+        let message = format!(
+            "{call}: no living pod of service account {} has delivered a token; the kubelet \
+             delivers one within two minutes",
+            login_as.account
+        );
+        return refuse(ErrorClass::Unreachable, message);
+    };
+    login(client, config, &subject, role.as_str(), token).await
+}
+
+fn subject(config: &VaultConfig, role: &str) -> String {
+    format!("auth/{} as role '{role}'", config.auth_mount)
+}
+
+async fn login(
+    client: &Client,
+    config: &VaultConfig,
+    subject: &str,
+    role: &str,
+    jwt: &Token,
+) -> Result<Login, SourceError> {
     let mut request = LoginWithKubernetesRequest {
         mount: config.auth_mount.clone(),
-        role: config.role.clone(),
+        role: role.to_owned(),
         jwt: jwt.expose().to_owned(),
     };
-    let call = call.hiding(jwt.expose());
+    let call = Call::new(Operation::Login, subject).hiding(jwt.expose());
     let answer = client.call(&call, None, &request).await;
     request.jwt.zeroize();
     match decode::login(&answer?) {

@@ -22,11 +22,13 @@ mod endpoints;
 mod error;
 mod http;
 mod mounts;
+mod role;
 mod text;
 mod tls;
 
 pub use error::VaultError;
 pub use http::Deadlines;
+pub use role::{RolePattern, RolePatternError};
 
 use classify::{Call, Operation};
 use client::Client;
@@ -47,10 +49,19 @@ pub struct VaultConfig {
     pub auth_mount: String,
     /// Vault role to log in with.
     pub role: String,
+    /// How pods' service accounts log in; `None` when they do not.
+    pub pods: Option<PodLogin>,
     /// Service-account token, re-read at each login.
     pub token_file: PathBuf,
     /// The only engine mounts that are ever read, with their kind (`None` = probe).
     pub mounts: Vec<ConfiguredMount>,
+}
+
+/// How pods' service accounts log in, at the same auth mount as the agent.
+#[derive(Debug, Clone)]
+pub struct PodLogin {
+    /// The role of an account that asks for none of its own.
+    pub role: RolePattern,
 }
 
 /// One Vault, reached over two HTTP clients; no request is ever repeated here.
@@ -100,9 +111,16 @@ impl Source for Vault {
         mounts::longest_prefix(&self.config.mounts, path).cloned()
     }
 
-    async fn login(&self, identity: &LoginIdentity) -> Result<Login, SourceError> {
+    async fn login(
+        &self,
+        identity: &LoginIdentity,
+        account_token: Option<&Token>,
+    ) -> Result<Login, SourceError> {
         match identity {
-            LoginIdentity::Agent => auth::login(&self.client, &self.config).await,
+            LoginIdentity::Agent => auth::login_agent(&self.client, &self.config).await,
+            LoginIdentity::ServiceAccount(login) => {
+                auth::login_account(&self.client, &self.config, login, account_token).await
+            }
         }
     }
 

@@ -1,0 +1,33 @@
+//! The CSI driver's wiring: its mounter, its judge of tokens, its task.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{CsiSettings, MounterPlace};
+use crate::delivery::{csi, files};
+use crate::identity::token::Verifier;
+use crate::mounter::Mounter;
+use crate::mounter::client::MounterClient;
+use crate::mounter::local::LocalMounter;
+use crate::mounter::mounts::Mounts;
+
+/// Serves the kubelet until `work` is cancelled.
+pub(super) async fn run(
+    settings: CsiSettings,
+    files: files::Deps,
+    work: CancellationToken,
+) -> anyhow::Result<()> {
+    let CsiSettings { driver, expectations, verification, mounter } = settings;
+    let mounter: Arc<dyn Mounter> = match mounter {
+        MounterPlace::Socket(socket) => Arc::new(MounterClient::new(socket)),
+        MounterPlace::InProcess => {
+            let mounts = Mounts::open(&driver.kubelet_root, &driver.driver)
+                .context("opening the kubelet's root directory")?;
+            Arc::new(LocalMounter::new(mounts))
+        }
+    };
+    let verifier = Arc::new(Verifier::open(expectations, verification).await);
+    csi::run(driver, csi::Deps { files, mounter, verifier }, work).await
+}

@@ -1,0 +1,152 @@
+//! `[csi]`: the driver for pods' volumes, and how their tokens are judged.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::document::Section;
+use crate::config::settings::{AgentConfig, CsiSettings, MounterPlace};
+use crate::config::sources::Sources;
+use crate::delivery::csi::CsiConfig;
+use crate::identity::token::{Algorithm, ApiServer, Expectations, KeySource, Verification};
+use crate::mounter::TmpfsSize;
+
+/// What a driver is called if nothing else is configured.
+const DRIVER: &str = "csi.secrets-broker.io";
+/// The CSI's bound on a driver's name.
+const DRIVER_BYTES_MAX: usize = 63;
+
+/// `None` without `[csi]`, with `enabled = false`, or after a problem.
+pub(super) fn read(
+    root: &Section,
+    sources: &Sources,
+    agent: &AgentConfig,
+    forbid_grace: Duration,
+) -> Option<CsiSettings> {
+    let section = root.section("csi");
+    let enabled = section.boolean("enabled", false);
+    let driver = driver(&section);
+    let kubelet_root = section.get("kubelet_root").map_or_else(
+        || "/var/lib/kubelet".parse().ok(),
+        |field| field.parsed("write the kubelet's --root-dir"),
+    );
+    let node = match enabled {
+        true => section.require("node", "write for example node = \"${NODE_NAME}\""),
+        false => section.get("node"),
+    };
+    let node = node.and_then(|field| field.parsed("write the node's name as Kubernetes has it"));
+    let source = sources.of(&section);
+    let audience = section
+        .get("audience")
+        .map_or_else(|| Some("vault".to_owned()), |field| non_empty(&field));
+    let state_dir =
+        section.path("state_dir", &agent.runtime_dir.join("csi").to_string_lossy());
+    let volume_size = volume_size(&section);
+    let volume_bytes_total = section.size("volume_bytes_total", 256 << 20);
+    let publish_timeout =
+        section.positive_duration("publish_timeout", Duration::from_secs(30));
+    let retire_grace = section.duration("retire_grace", Duration::from_secs(30));
+    let mounter = mounter(&section);
+    let verification = verification(&section, &state_dir);
+    let issuers = section.get("issuers").map_or_else(Vec::new, |field| {
+        field.elements().iter().filter_map(non_empty).collect()
+    });
+    let algorithms = algorithms(&section);
+    section.finish();
+    if !enabled {
+        return None;
+    }
+    let (node, audience): (crate::domain::NodeName, String) = (node?, audience?);
+    let expectations =
+        Expectations { issuers, audience: audience.clone(), algorithms, node: node.clone() };
+    let driver = CsiConfig {
+        driver: driver?,
+        kubelet_root: kubelet_root?,
+        node,
+        source: source?,
+        audience,
+        state_dir,
+        volume_size: volume_size?,
+        volume_bytes_total,
+        publish_timeout,
+        forbid_grace,
+        retire_grace,
+    };
+    Some(CsiSettings { driver, expectations, verification: verification?, mounter })
+}
+
+fn driver(section: &Section) -> Option<String> {
+    let Some(field) = section.get("driver") else { return Some(DRIVER.to_owned()) };
+    let name = |text: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+        let plain = text.len() <= DRIVER_BYTES_MAX && text.chars().all(allowed);
+        let ends_well = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+        if plain && ends_well { Ok(text.to_owned()) } else { Err("is no name of a CSI driver") }
+    };
+    field.convert(name, "write a domain name of at most 63 bytes, as in the CSIDriver object")
+}
+
+fn non_empty(field: &crate::config::field::Field) -> Option<String> {
+    let text = |text: &str| if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) };
+    field.convert(text, "write the text, or remove the key")
+}
+
+fn volume_size(section: &Section) -> Option<TmpfsSize> {
+    let bytes = section.size("volume_size", 1 << 20);
+    let inodes = u64::from(section.count("volume_inodes", 128));
+    match TmpfsSize::new(bytes, inodes) {
+        Ok(size) => Some(size),
+        Err(error) => {
+            let name = if section.has("volume_size") { "volume_size" } else { "volume_inodes" };
+            section.problem_at(name, error.to_string(), "write a number within the bounds");
+            None
+        }
+    }
+}
+
+fn mounter(section: &Section) -> MounterPlace {
+    match section.get("mounter_socket").and_then(|field| field.absolute_path()) {
+        Some(socket) => MounterPlace::Socket(socket),
+        None => MounterPlace::InProcess,
+    }
+}
+
+fn verification(section: &Section, state_dir: &std::path::Path) -> Option<Verification> {
+    let review = section.choice("verify", false, &[("keys", false), ("tokenreview", true)]);
+    let server = api_server(section);
+    let file = section.get("keys_file").map(|field| field.absolute_path());
+    if review {
+        if let Some(field) = section.get("keys_file") {
+            field.problem("keys_file has no effect with verify = \"tokenreview\"", "remove it");
+        }
+        return Some(Verification::TokenReview(server?));
+    }
+    Some(Verification::Keys(match file {
+        Some(file) => KeySource::File(file?),
+        None => KeySource::ApiServer {
+            server: server?,
+            directory: state_dir.join("keys"),
+        },
+    }))
+}
+
+/// The pod's own by default.
+fn api_server(section: &Section) -> Option<ApiServer> {
+    let Some(address) = section.get("api_server") else { return Some(ApiServer::InCluster) };
+    let path = |name: &'static str, remedy: &str| -> Option<PathBuf> {
+        section.require(name, remedy)?.absolute_path()
+    };
+    let ca_file = path("api_server_ca_file", "name the CA that signed its certificate");
+    let token_file = path("api_server_token_file", "name a service-account token for it");
+    let address = non_empty(&address)?;
+    Some(ApiServer::At { address, ca_file: ca_file?, token_file: token_file? })
+}
+
+fn algorithms(section: &Section) -> Vec<Algorithm> {
+    let Some(field) = section.get("algorithms") else { return Algorithm::ALL.to_vec() };
+    let elements = field.elements();
+    if elements.is_empty() {
+        field.problem("no algorithm is accepted, so no token is", "name one, or remove the key");
+    }
+    elements.iter().filter_map(|one| one.parsed("write RS256, ES256, ES384 or ES512")).collect()
+}

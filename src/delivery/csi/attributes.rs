@@ -1,0 +1,274 @@
+//! `volumeAttributes`: what a pod's manifest may say about its volume. Pure, closed, all problems
+//! at once.
+//!
+//! Nothing here names an upstream, a login identity, a command or a time: those are the operator's.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::delivery::files::{
+    FileOwnership, ItemConfig, ItemContent, ItemText, check_names,
+};
+use crate::domain::{SourceName, VaultRole};
+
+/// What the kubelet adds to the attributes, beside the tenant's own.
+const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
+/// Longest `items`; the kubelet's own bound on a pod is far larger.
+const ITEMS_BYTES_MAX: usize = 64 * 1024;
+/// Items of one volume.
+const ITEMS_MAX: usize = 128;
+/// The names a tenant may use.
+const KNOWN: [&str; 8] =
+    ["secret", "path", "format", "items", "owner", "group", "mode", "role"];
+/// Set-user-id and its like are not for secrets.
+const MODE_MAX: u32 = 0o777;
+/// Mode of files whose group is the pod's `fsGroup`.
+const GROUP_MODE: u32 = 0o440;
+/// Mode of files otherwise: the mount is private to the pod.
+const PRIVATE_MODE: u32 = 0o444;
+
+/// A volume as its pod wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// As it is written, for the record of the volume.
+    pub written: BTreeMap<String, String>,
+    /// Its items, at least one.
+    pub items: Vec<TenantItem>,
+    /// Owner of the files.
+    pub owner: Option<u32>,
+    /// Group of the files.
+    pub group: Option<u32>,
+    /// Mode of the files.
+    pub mode: Option<u32>,
+    /// The Vault role to log in with in place of the configured pattern.
+    pub role: Option<VaultRole>,
+}
+
+/// One item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantItem {
+    /// What it shows.
+    pub content: ItemContent,
+    /// Its own mode.
+    pub mode: Option<u32>,
+}
+
+/// `items` in YAML.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenItem {
+    secret: Option<String>,
+    keys: Option<BTreeMap<String, String>>,
+    path: Option<String>,
+    format: Option<String>,
+    mode: Option<String>,
+}
+
+impl Attributes {
+    /// Parses; every problem says which attribute and what to do.
+    pub fn parse<'a>(
+        all: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut own = BTreeMap::new();
+        for (name, value) in all.filter(|(name, _)| !name.starts_with(KUBELET_PREFIX)) {
+            if KNOWN.contains(&name) {
+                own.insert(name, value);
+            } else {
+                let name: String = name.chars().take(80).collect();
+                problems.push(format!(
+                    "unknown attribute '{}'; known are: {}",
+                    name.escape_debug(),
+                    KNOWN.join(", ")
+                ));
+            }
+        }
+        let items = items(&own, &mut problems);
+        let mut number = |name: &str, parse: fn(&str) -> Option<u32>, remedy: &str| {
+            let text = own.get(name)?;
+            let parsed = parse(text);
+            if parsed.is_none() {
+                problems.push(format!("{name}: '{}' {remedy}", text.escape_debug()));
+            }
+            parsed
+        };
+        let id = "is not a number; write the numeric id, for example \"1000\"";
+        let owner = number("owner", |text| text.parse().ok(), id);
+        let group = number("group", |text| text.parse().ok(), id);
+        let mode = number("mode", mode, MODE_REMEDY);
+        let role = own.get("role").and_then(|text| match text.parse() {
+            Ok(role) => Some(role),
+            Err(error) => {
+                problems.push(format!("role: {error}"));
+                None
+            }
+        });
+        if problems.is_empty() {
+            let text = |(name, value): (&&str, &&str)| ((*name).to_owned(), (*value).to_owned());
+            let written = own.iter().map(text).collect();
+            Ok(Self { written, items, owner, group, mode, role })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// The volume's items for the files' side. Owner and mode: explicit, else `fsGroup`'s, else
+    /// readable for whoever runs in the pod.
+    pub fn items(&self, source: &SourceName, fs_group: Option<u32>) -> Vec<ItemConfig> {
+        let group = self.group.or(fs_group);
+        let default = if group.is_some() { GROUP_MODE } else { PRIVATE_MODE };
+        let ownership = FileOwnership {
+            uid: self.owner.unwrap_or(0),
+            gid: group.unwrap_or(0),
+            mode: self.mode.unwrap_or(default),
+        };
+        let item = |item: &TenantItem| ItemConfig {
+            source: source.clone(),
+            content: item.content.clone(),
+            ownership: FileOwnership { mode: item.mode.unwrap_or(ownership.mode), ..ownership },
+        };
+        self.items.iter().map(item).collect()
+    }
+}
+
+const MODE_REMEDY: &str = "is not a file mode; write it in octal and in quotes, such as \"0440\"";
+
+fn mode(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    u32::from_str_radix(digits, 8).ok().filter(|mode| plain && *mode <= MODE_MAX)
+}
+
+fn items(own: &BTreeMap<&str, &str>, problems: &mut Vec<String>) -> Vec<TenantItem> {
+    let flat = ["secret", "path", "format"].iter().any(|name| own.contains_key(name));
+    let written = match own.get("items") {
+        Some(_) if flat => {
+            let message = "items and secret, path or format are both given; move all into items";
+            problems.push(message.to_owned());
+            return Vec::new();
+        }
+        Some(text) => match from_yaml(text) {
+            Ok(items) => items,
+            Err(problem) => {
+                problems.push(problem);
+                return Vec::new();
+            }
+        },
+        None => {
+            let get = |name: &str| own.get(name).map(|text| (*text).to_owned());
+            vec![WrittenItem {
+                secret: get("secret"),
+                keys: None,
+                path: get("path"),
+                format: get("format"),
+                mode: None,
+            }]
+        }
+    };
+    let numbered = own.contains_key("items");
+    let mut items = Vec::new();
+    for (index, item) in written.into_iter().enumerate() {
+        let place = if numbered { format!("items: item {} ", index + 1) } else { String::new() };
+        let mode = item.mode.as_deref().map(|text| (text.to_owned(), mode(text)));
+        if let Some((text, None)) = &mode {
+            problems.push(format!("{place}mode '{}' {MODE_REMEDY}", text.escape_debug()));
+        }
+        let WrittenItem { secret, keys, path, format, .. } = item;
+        match (ItemText { secret, keys, path, format }).content() {
+            Ok(content) => items.push(TenantItem { content, mode: mode.and_then(|(_, m)| m) }),
+            Err(error) => problems.push(format!("{place}{error}")),
+        }
+    }
+    let files: Vec<_> = items.iter().map(|item: &TenantItem| item.content.file()).collect();
+    problems.extend(check_names(&files));
+    items
+}
+
+fn from_yaml(text: &str) -> Result<Vec<WrittenItem>, String> {
+    if text.len() > ITEMS_BYTES_MAX {
+        return Err(format!("items: longer than {ITEMS_BYTES_MAX} bytes; use fewer items"));
+    }
+    let items: Vec<WrittenItem> = serde_saphyr::from_str(text).map_err(|error| {
+        let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+        format!("items: not a YAML list of items: {first}")
+    })?;
+    match items.len() {
+        0 => Err("items: the list is empty; add - secret: \"secret/shop/web\"".to_owned()),
+        count if count > ITEMS_MAX => Err(format!("items: {count}, at most {ITEMS_MAX}")),
+        _ => Ok(items),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Attributes, Vec<String>> {
+        Attributes::parse(pairs.iter().copied())
+    }
+
+    #[test]
+    fn one_file_needs_no_yaml_and_the_kubelets_own_keys_are_not_the_tenants() {
+        let attributes = parse(&[
+            ("csi.storage.k8s.io/pod.name", "web-0"),
+            ("secret", "secret/shop/web#token"),
+            ("path", "api/token"),
+            ("mode", "0400"),
+            ("owner", "1000"),
+            ("role", "shop"),
+        ])
+        .unwrap();
+        let items = attributes.items(&"vault".parse().unwrap(), None);
+        assert_eq!(items.len(), 1);
+        assert_eq!(items[0].file().unwrap().as_str(), "api/token");
+        assert_eq!(items[0].ownership, FileOwnership { uid: 1000, gid: 0, mode: 0o400 });
+        assert_eq!(attributes.role.unwrap().as_str(), "shop");
+    }
+
+    #[test]
+    fn owner_and_mode_are_explicit_then_the_groups_then_open_inside_the_pod() {
+        let attributes = parse(&[(
+            "items",
+            "- secret: secret/shop/web\n- keys: {u: 'kv/a#u'}\n  path: a.json\n  mode: '0400'\n",
+        )])
+        .unwrap();
+        let ownership = |fs_group| {
+            let items = attributes.items(&"vault".parse().unwrap(), fs_group);
+            items.iter().map(|item| (item.ownership.gid, item.ownership.mode)).collect::<Vec<_>>()
+        };
+        assert_eq!(ownership(None), [(0, 0o444), (0, 0o400)]);
+        assert_eq!(ownership(Some(2000)), [(2000, 0o440), (2000, 0o400)]);
+    }
+
+    #[test]
+    fn every_problem_is_said_at_once() {
+        let problems = parse(&[
+            ("items", "- secret: kv//a\n- path: x\n- secret: kv/a#k\n  mode: '9'\n"),
+            ("vaultAddress", "http://attacker"),
+            ("mode", "04777"),
+            ("owner", "root"),
+            ("role", "../x"),
+        ])
+        .unwrap_err();
+        let text = problems.join("\n");
+        for part in ["item 1", "item 2", "item 3", "vaultAddress", "04777", "owner", "role"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert_eq!(problems.len(), 7, "{text}");
+    }
+
+    #[test]
+    fn hostile_attributes_are_refused() {
+        let bomb = "a: &a [x,x]\nb: &b [*a,*a]\n";
+        let many = "- secret: kv/a\n".repeat(ITEMS_MAX + 1);
+        let long = "x".repeat(ITEMS_BYTES_MAX + 1);
+        for items in ["", "[]", "secret: kv/a", "- secret: kv/a\n  vault: x", bomb, &many, &long] {
+            assert!(parse(&[("items", items)]).is_err(), "{}", &items[..items.len().min(40)]);
+        }
+        assert!(parse(&[]).is_err());
+        assert!(parse(&[("items", "- secret: kv/a#k"), ("secret", "kv/a#k")]).is_err());
+        let twice = "- secret: kv/a#k\n- secret: kv/b#k\n";
+        assert!(parse(&[("items", twice)]).unwrap_err()[0].contains("both write 'k'"));
+    }
+}

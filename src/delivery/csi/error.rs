@@ -1,0 +1,82 @@
+//! Why a call of the kubelet's was not carried out, and what the pod's events say of it.
+
+use std::error::Error;
+
+use tonic::{Code, Status};
+
+use crate::delivery::files::mount::MountError;
+use crate::identity::token::TokenRefused;
+use crate::mounter::MounterError;
+use crate::source::ErrorClass;
+
+/// A call that changed nothing, or whose changes were taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum CsiError {
+    /// The call itself is wrong.
+    #[error("{}", .0.join("; "))]
+    Invalid(Vec<String>),
+    /// The token proves something else than the call says, or nothing.
+    #[error("the pod's token is not believed")]
+    Token(#[from] TokenRefused),
+    /// The volume is published with other contents.
+    #[error("the volume is published already, for another pod or with other attributes")]
+    Different,
+    /// The node-wide budget is used up.
+    #[error(
+        "the volumes of this node use their {limit} bytes of memory; raise [csi] volume_bytes_total"
+    )]
+    Full {
+        /// The budget.
+        limit: u64,
+    },
+    /// The mounter did not do it.
+    #[error("the volume cannot be mounted")]
+    Mounter(#[from] MounterError),
+    /// The tmpfs cannot be used.
+    #[error("the volume's tmpfs cannot be used")]
+    Root(#[from] MountError),
+    /// A secret will not be had as things are.
+    #[error("{message}")]
+    Secret {
+        /// The class of the failure.
+        class: ErrorClass,
+        /// Which file, which secret, why.
+        message: String,
+    },
+    /// Nothing final, but the call's time is over.
+    #[error("not all secrets could be had in time: {0}")]
+    Late(String),
+    /// The record could not be written.
+    #[error("the volume's record cannot be written; is the state directory's disk full?")]
+    Record(#[source] std::io::Error),
+    /// The agent stops.
+    #[error("the agent is stopping; its successor will be asked again")]
+    Stopping,
+}
+
+impl CsiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::Different => Code::InvalidArgument,
+            Self::Token(_) => Code::Unauthenticated,
+            Self::Full { .. } => Code::ResourceExhausted,
+            Self::Mounter(_) | Self::Root(_) | Self::Record(_) => Code::Internal,
+            Self::Secret { class: ErrorClass::Denied, .. } => Code::PermissionDenied,
+            Self::Secret { class: ErrorClass::NotFound, .. } => Code::NotFound,
+            Self::Secret { .. } => Code::FailedPrecondition,
+            Self::Late(_) | Self::Stopping => Code::Unavailable,
+        }
+    }
+}
+
+impl From<CsiError> for Status {
+    fn from(error: CsiError) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Status::new(error.code(), message)
+    }
+}

@@ -1,0 +1,142 @@
+//! Volumes that the kubelet publishes for pods: a CSI driver for ephemeral inline volumes.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`attributes`], [`request`] | pure: what a manifest may say, and a publish call, read |
+//! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
+//! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
+//! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
+//! | [`records`] | what a successor finds |
+//!
+//! The call is believed only through the pod's token in it. Mounting is the mounter's; the files
+//! are those of [`files`](super::files).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
+use crate::domain::{NodeName, SourceName};
+use crate::identity::token::Verifier;
+use crate::mounter::{KubeletRoot, Mounter, TmpfsSize};
+
+mod attributes;
+mod error;
+mod first_fill;
+mod listen;
+mod records;
+mod request;
+mod services;
+mod volume;
+mod volumes;
+
+/// The messages and services of the kubelet's protocols.
+#[expect(missing_docs, reason = "generated from the protocols, which have their own documents")]
+#[expect(clippy::all, clippy::pedantic, reason = "generated")]
+pub(super) mod proto {
+    pub mod csi {
+        tonic::include_proto!("csi.v1");
+    }
+    pub mod registration {
+        tonic::include_proto!("pluginregistration");
+    }
+}
+
+use records::Records;
+use services::Driver;
+use volumes::{Budget, Shared, Volumes};
+
+/// `[csi]`, validated.
+#[derive(Debug, Clone)]
+pub struct CsiConfig {
+    /// The driver's name, as in the CSIDriver object.
+    pub driver: String,
+    /// The kubelet's root directory.
+    pub kubelet_root: KubeletRoot,
+    /// The node this agent runs on.
+    pub node: NodeName,
+    /// The source that items read from.
+    pub source: SourceName,
+    /// The audience of the pods' tokens, as in the CSIDriver's `tokenRequests`.
+    pub audience: String,
+    /// Where records of volumes are kept.
+    pub state_dir: PathBuf,
+    /// The bounds of one volume.
+    pub volume_size: TmpfsSize,
+    /// What all volumes together may use.
+    pub volume_bytes_total: u64,
+    /// How long a publish waits for its secrets.
+    pub publish_timeout: Duration,
+    /// How long a file stays after local policy began to forbid its secret.
+    pub forbid_grace: Duration,
+    /// How long a replaced revision stays before it is overwritten.
+    pub retire_grace: Duration,
+}
+
+impl CsiConfig {
+    /// The driver's own socket.
+    pub fn socket(&self) -> PathBuf {
+        [self.kubelet_root.as_str(), "plugins", &self.driver, "csi.sock"].iter().collect()
+    }
+
+    /// The socket that the kubelet finds the driver by.
+    pub fn registration_socket(&self) -> PathBuf {
+        let name = format!("{}-reg.sock", self.driver);
+        [self.kubelet_root.as_str(), "plugins_registry", &name].iter().collect()
+    }
+
+    /// What is the same for all pods' volumes; name, path and items are each volume's own.
+    fn volume_defaults(&self) -> VolumeConfig {
+        VolumeConfig {
+            name: "pod".parse().expect("a name of three letters"),
+            path: PathBuf::new(),
+            defaults: FileOwnership { uid: 0, gid: 0, mode: 0o444 },
+            items: Vec::new(),
+            on_stale: OnProblem::Keep,
+            on_denied: OnProblem::Keep,
+            on_gone: OnProblem::Keep,
+            forbid_grace: self.forbid_grace,
+            retire_grace: self.retire_grace,
+            on_change: None,
+            on_change_batch: Duration::ZERO,
+        }
+    }
+}
+
+/// What the driver works with.
+pub struct Deps {
+    /// Keeps volumes' files.
+    pub files: files::Deps,
+    /// Mounts and unmounts.
+    pub mounter: Arc<dyn Mounter>,
+    /// Judges pods' tokens.
+    pub verifier: Arc<Verifier>,
+}
+
+/// Takes up what a predecessor published, then serves the kubelet until `work` is cancelled. Files
+/// and mounts stay behind.
+///
+/// # Errors
+/// The state directory or a socket cannot be used, or the mounter does not answer: the process
+/// should end and be started again.
+pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyhow::Result<()> {
+    let Deps { files, mounter, verifier } = deps;
+    let records = Records::open(&config.state_dir)
+        .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
+    let budget = Budget::new(config.volume_bytes_total);
+    let shared = Shared { config: config.clone(), files, mounter, records, budget };
+    let volumes = Volumes::new(shared, work.clone());
+    volumes.adopt().await.context("taking up the volumes of a predecessor")?;
+    let driver = Driver { config: Arc::new(config), volumes: volumes.clone(), verifier };
+    let verifier = Arc::clone(&driver.verifier);
+    let served = tokio::select! {
+        served = listen::serve(driver, work.clone()) => served,
+        // Never ends by itself.
+        () = verifier.keep_fresh() => Ok(()),
+    };
+    volumes.finished().await;
+    served
+}

@@ -1,0 +1,310 @@
+//! One published volume: its task makes it, keeps it and takes it away, one command at a time.
+//!
+//! A call that its caller gives up runs to its end here all the same, so nothing is left half done.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::delivery::files::mount::{MountError, Root};
+use crate::delivery::files::publisher::Publisher;
+use crate::delivery::files::status_file::Now;
+use crate::delivery::files::{self, VolumeConfig, mount};
+use crate::domain::{ConsumerId, VolumeName};
+use crate::identity::Identity;
+use crate::identity::token::PodClaims;
+use crate::mounter::{Target, VolumeKey};
+
+use super::attributes::Attributes;
+use super::error::CsiError;
+use super::first_fill::first_fill;
+use super::records::VolumeRecord;
+use super::request::Publish;
+use super::volumes::{Reservation, Shared};
+
+/// What is asked of a volume's task.
+pub(super) enum Command {
+    Publish {
+        publish: Box<Publish>,
+        claims: PodClaims,
+        patience: Duration,
+        reply: oneshot::Sender<Result<(), CsiError>>,
+    },
+    Unpublish {
+        target: Target,
+        reply: oneshot::Sender<Result<(), CsiError>>,
+    },
+}
+
+/// Owns one volume.
+pub(super) struct Volume {
+    shared: Arc<Shared>,
+    key: VolumeKey,
+    published: Option<Published>,
+}
+
+/// A volume that is there.
+struct Published {
+    record: VolumeRecord,
+    name: VolumeName,
+    /// Keeps the tmpfs within reach for the wipe at its end.
+    root: OwnedFd,
+    stop: CancellationToken,
+    keeping: JoinSet<anyhow::Result<()>>,
+    _reservation: Reservation,
+}
+
+impl Volume {
+    pub(super) fn new(shared: Arc<Shared>, key: VolumeKey) -> Self {
+        Self { shared, key, published: None }
+    }
+
+    /// Serves commands until the volume is gone, or the agent stops: then everything stays.
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        work: CancellationToken,
+    ) {
+        loop {
+            let keeping = self.published.as_mut().map(|published| &mut published.keeping);
+            // Every arm is cancel-safe: a command or an end that was not taken stays there.
+            tokio::select! {
+                () = work.cancelled() => break,
+                Some(ended) = ended(keeping) => {
+                    tracing::error!(volume = %self.key, ended, "a volume is no longer kept current");
+                }
+                command = commands.recv() => match command {
+                    None => break,
+                    Some(Command::Publish { publish, claims, patience, reply }) => {
+                        let outcome = self.publish(*publish, &claims, patience).await;
+                        // A caller that is gone asks again.
+                        let _ = reply.send(outcome);
+                    }
+                    Some(Command::Unpublish { target, reply }) => {
+                        let outcome = self.unpublish(&target).await;
+                        let gone = outcome.is_ok();
+                        let _ = reply.send(outcome);
+                        if gone {
+                            break;
+                        }
+                    }
+                },
+            }
+        }
+        if let Some(mut published) = self.published.take() {
+            // The files' task finishes the swap it is in.
+            published.stop.cancel();
+            while published.keeping.join_next().await.is_some() {}
+        }
+    }
+
+    /// Takes up a volume that a predecessor published; its pod delivers a token with the kubelet's
+    /// next call.
+    pub(super) async fn adopt(&mut self, record: VolumeRecord) -> Result<(), CsiError> {
+        let pairs = record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid)?;
+        let identity = self.identity(&record, &attributes);
+        let published = self.open(record, &attributes, identity).await?;
+        self.published = Some(published);
+        Ok(())
+    }
+
+    async fn publish(
+        &mut self,
+        mut publish: Publish,
+        claims: &PodClaims,
+        patience: Duration,
+    ) -> Result<(), CsiError> {
+        let known = self.published.as_ref().map(|published| &published.record);
+        publish.pod.account_uid_before = known.map(|record| record.pod.account.uid.clone());
+        claims.matches(&publish.pod)?;
+        let record = VolumeRecord {
+            volume_id: publish.volume_id,
+            pod: claims.pod().clone(),
+            attributes: publish.attributes.written.clone(),
+            fs_group: publish.fs_group,
+        };
+        if known.is_some_and(|known| *known != record) {
+            return Err(CsiError::Different);
+        }
+        let identity = self.identity(&record, &publish.attributes);
+        let (tokens, account) = (self.shared.files.broker.login_tokens(), &record.pod.account);
+        let member = identity.consumer().clone();
+        tokens.deliver(account, member.clone(), publish.token, claims.expires_at());
+        if let Some(published) = self.published.take() {
+            return self.republish(published, &publish.attributes, identity, &publish.target).await;
+        }
+        let made = self.make(&record, &publish.attributes, identity, patience, &publish.target);
+        match made.await {
+            Ok(published) => {
+                self.published = Some(published);
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.files.broker.login_tokens().withdraw(&record.pod.account, &member);
+                Err(error)
+            }
+        }
+    }
+
+    /// A pod that runs is never disturbed by a call that only brings its new token: what is wrong
+    /// with the secrets is in its status.
+    async fn republish(
+        &mut self,
+        mut published: Published,
+        attributes: &Attributes,
+        identity: Identity,
+        target: &Target,
+    ) -> Result<(), CsiError> {
+        if published.keeping.is_empty() {
+            let Published { record, _reservation, .. } = published;
+            drop(_reservation);
+            published = self.open(record, attributes, identity).await?;
+        }
+        self.published = Some(published);
+        Ok(self.shared.mounter.bind(&self.key, target).await?)
+    }
+
+    /// Mounts, fills, records, binds; whatever fails takes back what was done before it.
+    async fn make(
+        &self,
+        record: &VolumeRecord,
+        attributes: &Attributes,
+        identity: Identity,
+        patience: Duration,
+        target: &Target,
+    ) -> Result<Published, CsiError> {
+        let mut published = self.open(record.clone(), attributes, identity).await?;
+        let finished = async {
+            first_fill(&self.shared.files.board, &published.name, patience).await?;
+            self.write_record(record).await?;
+            Ok(self.shared.mounter.bind(&self.key, target).await?)
+        };
+        match finished.await {
+            Ok(()) => Ok(published),
+            Err(error) => {
+                if let Err(left) = self.take_away(&mut published).await {
+                    tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the tmpfs made or found and starts to keep its files.
+    async fn open(
+        &self,
+        record: VolumeRecord,
+        attributes: &Attributes,
+        identity: Identity,
+    ) -> Result<Published, CsiError> {
+        let shared = &self.shared;
+        let reservation = shared.budget.reserve(shared.config.volume_size)?;
+        let prepared = shared.mounter.prepare(&self.key, shared.config.volume_size).await?;
+        let name = VolumeName::of_pod(&record.pod, &self.key.volume);
+        let config = self.volume_config(name.clone(), attributes, record.fs_group);
+        let dir = prepared.root.try_clone();
+        let dir = dir.map_err(|source| unusable("keep open", &config, source))?;
+        let (mounter, key) = (Arc::clone(&shared.mounter), self.key.clone());
+        let handle = tokio::runtime::Handle::current();
+        let root = Root::handed_over(prepared.root, prepared.description, move || {
+            // On the blocking pool, where the files' side asks.
+            handle.block_on(mounter.mounted_below(&key)).map_err(std::io::Error::other)
+        });
+        let opening = move || Publisher::on(root, Arc::new(config), Now::read());
+        let publisher =
+            tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??;
+        let (stop, mut keeping) = (CancellationToken::new(), JoinSet::new());
+        keeping.spawn(files::keep(publisher, identity, shared.files.clone(), stop.clone()));
+        Ok(Published { record, name, root: dir, stop, keeping, _reservation: reservation })
+    }
+
+    fn volume_config(
+        &self,
+        name: VolumeName,
+        attributes: &Attributes,
+        fs_group: Option<u32>,
+    ) -> VolumeConfig {
+        let config = &self.shared.config;
+        VolumeConfig {
+            name,
+            path: Target::of(&config.kubelet_root, &self.key).as_str().into(),
+            items: attributes.items(&config.source, fs_group),
+            ..config.volume_defaults()
+        }
+    }
+
+    fn identity(&self, record: &VolumeRecord, attributes: &Attributes) -> Identity {
+        let name = VolumeName::of_pod(&record.pod, &self.key.volume);
+        Identity::published_pod(Arc::new(record.pod.clone()), &name, attributes.role.clone())
+    }
+
+    async fn unpublish(&mut self, target: &Target) -> Result<(), CsiError> {
+        self.shared.mounter.unbind(target).await?;
+        match self.published.take() {
+            Some(mut published) => {
+                let taken = self.take_away(&mut published).await;
+                if taken.is_err() {
+                    // The kubelet asks again, and this goes on where it was.
+                    self.published = Some(published);
+                }
+                taken
+            }
+            None => {
+                self.shared.mounter.discard(&self.key).await?;
+                self.remove_record().await
+            }
+        }
+    }
+
+    /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. May be repeated.
+    async fn take_away(&self, published: &mut Published) -> Result<(), CsiError> {
+        published.stop.cancel();
+        while published.keeping.join_next().await.is_some() {}
+        let pod = &published.record.pod;
+        let member = ConsumerId::volume(&published.name);
+        self.shared.files.broker.login_tokens().withdraw(&pod.account, &member);
+        self.shared.files.board.remove(&published.name);
+        let root = published.root.try_clone().map_err(CsiError::Record)?;
+        let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
+        if let Ok(Err(error)) = wiped {
+            tracing::warn!(volume = %self.key, %error, "a volume's files are not all overwritten");
+        }
+        self.shared.mounter.discard(&self.key).await?;
+        self.remove_record().await
+    }
+
+    async fn write_record(&self, record: &VolumeRecord) -> Result<(), CsiError> {
+        let (records, key, record) = (self.shared.records.clone(), self.key.clone(), record.clone());
+        let writing = move || records.write(&key, &record);
+        let written = tokio::task::spawn_blocking(writing).await;
+        written.map_err(|_| CsiError::Stopping)?.map_err(CsiError::Record)
+    }
+
+    async fn remove_record(&self) -> Result<(), CsiError> {
+        let (records, key) = (self.shared.records.clone(), self.key.clone());
+        let removed = tokio::task::spawn_blocking(move || records.remove(&key)).await;
+        removed.map_err(|_| CsiError::Stopping)?.map_err(CsiError::Record)
+    }
+}
+
+fn unusable(what: &'static str, config: &VolumeConfig, source: std::io::Error) -> MountError {
+    MountError::Io { what, path: config.path.clone(), source }
+}
+
+/// Waits until the files' task ends by itself, which it never should.
+async fn ended(keeping: Option<&mut JoinSet<anyhow::Result<()>>>) -> Option<String> {
+    let ended = match keeping {
+        Some(keeping) if !keeping.is_empty() => keeping.join_next().await?,
+        _ => std::future::pending().await,
+    };
+    Some(match ended {
+        Ok(Ok(())) => "its task ended".to_owned(),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(error) => error.to_string(),
+    })
+}

@@ -1,0 +1,198 @@
+//! All published volumes: one task each, found by the volume's key.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::delivery::files;
+use crate::identity::token::PodClaims;
+use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
+
+use super::CsiConfig;
+use super::error::CsiError;
+use super::records::Records;
+use super::request::Publish;
+use super::volume::{Command, Volume};
+
+/// Commands that may wait for one volume's task: the kubelet has one call per volume under way, and
+/// repeats what it gave up.
+const COMMANDS_MAX: usize = 4;
+
+/// What every volume's task works with.
+pub(super) struct Shared {
+    pub(super) config: CsiConfig,
+    pub(super) files: files::Deps,
+    pub(super) mounter: Arc<dyn Mounter>,
+    pub(super) records: Records,
+    pub(super) budget: Budget,
+}
+
+/// Handle to all volumes. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Volumes {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+    work: CancellationToken,
+    running: Arc<Mutex<HashMap<VolumeKey, mpsc::Sender<Command>>>>,
+}
+
+impl Volumes {
+    /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
+    pub(super) fn new(shared: Shared, work: CancellationToken) -> Self {
+        let (shared, tasks) = (Arc::new(shared), TaskTracker::new());
+        Self { shared, tasks, work, running: Arc::default() }
+    }
+
+    /// Publishes a volume, or brings a published one its pod's new token. Runs to its end also when
+    /// the future is dropped.
+    pub(super) async fn publish(
+        &self,
+        publish: Publish,
+        claims: PodClaims,
+        patience: Duration,
+    ) -> Result<(), CsiError> {
+        let key = publish.target.key().clone();
+        let publish = Box::new(publish);
+        self.ask(&key, |reply| Command::Publish { publish, claims, patience, reply }).await
+    }
+
+    /// Takes a volume away; one that is not there is away. Runs to its end also when the future is
+    /// dropped.
+    pub(super) async fn unpublish(&self, target: Target) -> Result<(), CsiError> {
+        let key = target.key().clone();
+        self.ask(&key, |reply| Command::Unpublish { target, reply }).await
+    }
+
+    /// Takes up what a predecessor published, and takes away what it left half done.
+    pub(super) async fn adopt(&self) -> Result<(), CsiError> {
+        let records = self.shared.records.clone();
+        let records = tokio::task::spawn_blocking(move || records.all()).await;
+        let mut records = records.map_err(|_| CsiError::Stopping)?.map_err(CsiError::Record)?;
+        for mounted in self.shared.mounter.list().await? {
+            let key = mounted.key;
+            match records.remove(&key) {
+                Some(record) => {
+                    let mut volume = Volume::new(Arc::clone(&self.shared), key.clone());
+                    match volume.adopt(record).await {
+                        Ok(()) => drop(self.start(key, volume)),
+                        Err(error) => {
+                            tracing::error!(volume = %key, %error, "cannot take up a volume");
+                        }
+                    }
+                }
+                // A pod may be using it: the kubelet's next call writes its record anew.
+                None if mounted.bound => {
+                    tracing::warn!(volume = %key, "a bound volume has no record");
+                }
+                None => {
+                    tracing::info!(volume = %key, "taking away an unfinished volume");
+                    let target = Target::of(&self.shared.config.kubelet_root, &key);
+                    if let Err(error) = self.unpublish(target).await {
+                        tracing::warn!(volume = %key, %error, "cannot take away a volume");
+                    }
+                }
+            }
+        }
+        for key in records.into_keys() {
+            // The node restarted: the kubelet publishes what is still wanted.
+            tracing::info!(volume = %key, "a record's volume is gone");
+            let target = Target::of(&self.shared.config.kubelet_root, &key);
+            if let Err(error) = self.unpublish(target).await {
+                tracing::warn!(volume = %key, %error, "cannot take away a volume");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every task has ended, after `work` was cancelled.
+    pub(super) async fn finished(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn ask(
+        &self,
+        key: &VolumeKey,
+        command: impl FnOnce(oneshot::Sender<Result<(), CsiError>>) -> Command,
+    ) -> Result<(), CsiError> {
+        let (reply, answer) = oneshot::channel();
+        let sender = self.task_of(key);
+        sender.send(command(reply)).await.map_err(|_| CsiError::Stopping)?;
+        answer.await.unwrap_or(Err(CsiError::Stopping))
+    }
+
+    /// The volume's task; a new one if there is none or it is ending.
+    fn task_of(&self, key: &VolumeKey) -> mpsc::Sender<Command> {
+        let known = self.lock().get(key).filter(|sender| !sender.is_closed()).cloned();
+        known.unwrap_or_else(|| {
+            self.start(key.clone(), Volume::new(Arc::clone(&self.shared), key.clone()))
+        })
+    }
+
+    fn start(&self, key: VolumeKey, volume: Volume) -> mpsc::Sender<Command> {
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let mut running = self.lock();
+        running.retain(|_, sender| !sender.is_closed());
+        running.insert(key, sender.clone());
+        self.tasks.spawn(volume.run(commands, self.work.clone()));
+        sender
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeKey, mpsc::Sender<Command>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes of memory that all volumes together may use: a tmpfs's pages are charged to the agent.
+pub(super) struct Budget {
+    limit: u64,
+    used: Arc<AtomicU64>,
+}
+
+/// A part of the budget, given back when it is dropped.
+pub(super) struct Reservation {
+    bytes: u64,
+    used: Arc<AtomicU64>,
+}
+
+impl Budget {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, used: Arc::default() }
+    }
+
+    pub(super) fn reserve(&self, size: TmpfsSize) -> Result<Reservation, CsiError> {
+        let bytes = size.bytes();
+        let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map_err(|_| CsiError::Full { limit: self.limit })?;
+        Ok(Reservation { bytes, used: Arc::clone(&self.used) })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_never_exceeded_and_comes_back() {
+        let budget = Budget::new(256 * 1024);
+        let size = TmpfsSize::new(100 * 1024, 64).unwrap();
+        let first = budget.reserve(size).ok().unwrap();
+        let _second = budget.reserve(size).ok().unwrap();
+        assert!(matches!(budget.reserve(size), Err(CsiError::Full { limit: 262_144 })));
+        drop(first);
+        assert!(budget.reserve(size).is_ok());
+    }
+}
