@@ -41,7 +41,6 @@ pub mod follow;
 pub mod format;
 pub mod level;
 pub mod mount;
-pub mod mountinfo;
 pub mod name;
 pub mod notifier;
 pub mod object;

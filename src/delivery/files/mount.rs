@@ -14,8 +14,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::process::geteuid;
 
+use crate::mountinfo::{self, MountLine};
+
 use super::config::{Backing, VolumeConfig};
-use super::mountinfo::{self, MountLine};
 use super::{apply, status_file, wipe};
 
 /// The source our mounts carry in mountinfo, by which a successor knows them.

@@ -16,10 +16,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::clock::BootInstant;
+use crate::mountinfo;
 use crate::sys;
 
 use super::apply::{entries, open_beneath};
-use super::mountinfo;
 use super::name::RevisionName;
 
 /// How long a reader is waited for, as a multiple of the grace it had anyway.
