@@ -24,6 +24,8 @@ pub mod domain;
 pub mod encryption;
 pub mod hardening;
 pub mod identity;
+pub mod mounter;
+pub mod mountinfo;
 pub mod policy;
 pub mod shutdown;
 pub mod source;

@@ -118,6 +118,82 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
+/// The user id of whoever connected to the other end of a Unix socket (`SO_PEERCRED`).
+///
+/// Unlike safe wrappers this one copes with a peer in another pid namespace, whose pid reads as 0.
+pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    let expected = length;
+    // SAFETY: the option is written into `credentials`, whose size `length` tells the kernel.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    match result {
+        0 if length == expected => Ok(credentials.uid),
+        0 => Err(io::Error::other("the kernel gave no credentials")),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount whose root is open, and takes it out of its peer
+/// group (`mount_setattr`, Linux 5.12).
+pub fn set_mount_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    let change = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a terminated string and `change` is read only, for its own size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const change,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// SIGTERM and SIGINT, kept from their default action so that a thread can wait for them.
+pub struct StopSignals(libc::sigset_t);
+
+impl StopSignals {
+    /// Blocks them for this thread and every thread it starts from now on.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: an all-zero set is valid memory for `sigemptyset` to fill.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the calls write to `set` and to the calling thread's signal mask only.
+        let error = unsafe {
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGTERM);
+            libc::sigaddset(&raw mut set, libc::SIGINT);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
+        };
+        if error == 0 { Ok(Self(set)) } else { Err(io::Error::from_raw_os_error(error)) }
+    }
+
+    /// Waits until one of them arrives. Every thread of the process must have them blocked.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut signal = 0;
+        // SAFETY: the set was filled by `block`, and the signal's number is written to `signal`.
+        match unsafe { libc::sigwait(&raw const self.0, &raw mut signal) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
 /// As [`watch_readable`], for a descriptor that the watch owns from now on.
 pub fn watch_owned(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays open, and the same, until the result is dropped.

@@ -11,7 +11,7 @@ use crate::identity::token::Verifier;
 use crate::mounter::Mounter;
 use crate::mounter::client::MounterClient;
 use crate::mounter::local::LocalMounter;
-use crate::mounter::mounts::Mounts;
+use crate::mounter::mounts::{Mounts, MountsConfig};
 
 /// Serves the kubelet until `work` is cancelled.
 pub(super) async fn run(
@@ -23,8 +23,12 @@ pub(super) async fn run(
     let mounter: Arc<dyn Mounter> = match mounter {
         MounterPlace::Socket(socket) => Arc::new(MounterClient::new(socket)),
         MounterPlace::InProcess => {
-            let mounts = Mounts::open(&driver.kubelet_root, &driver.driver)
-                .context("opening the kubelet's root directory")?;
+            let mounts = Mounts::open(MountsConfig {
+                kubelet_root: driver.kubelet_root.clone(),
+                driver: driver.driver.clone(),
+                agent_uid: rustix::process::geteuid().as_raw(),
+            });
+            let mounts = mounts.context("opening the kubelet's root directory")?;
             Arc::new(LocalMounter::new(mounts))
         }
     };

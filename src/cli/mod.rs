@@ -15,6 +15,7 @@ mod check_config;
 pub mod dev;
 pub mod encrypt;
 mod explain;
+mod mounter;
 mod output;
 mod pages;
 mod refresh;
@@ -50,6 +51,8 @@ pub struct Cli {
 enum Command {
     /// Runs the agent until it is told to stop (SIGTERM, SIGINT).
     Run(run::RunArgs),
+    /// Runs the privileged half of an agent that is split in two: mounts, and nothing else.
+    Mounter(mounter::MounterArgs),
     /// Runs a complete agent for trying out: no Vault, no root, no configuration.
     Dev(dev::DevArgs),
     /// Shows how the agent and its secrets are: cause and deadlines first when something is wrong.
@@ -142,6 +145,7 @@ pub fn main(hardened: &Hardened) -> ExitCode {
 fn dispatch(command: Command, hardened: &Hardened) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args, hardened),
+        Command::Mounter(args) => mounter::mounter(args, hardened),
         Command::Dev(args) => dev::dev(&args, hardened),
         Command::Status(args) => status::status(&args),
         Command::Explain(args) => explain::explain(&args),

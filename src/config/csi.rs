@@ -7,13 +7,12 @@ use crate::config::document::Section;
 use crate::config::settings::{AgentConfig, CsiSettings, MounterPlace};
 use crate::config::sources::Sources;
 use crate::delivery::csi::CsiConfig;
+use crate::domain::CsiDriverName;
 use crate::identity::token::{Algorithm, ApiServer, Expectations, KeySource, Verification};
 use crate::mounter::TmpfsSize;
 
 /// What a driver is called if nothing else is configured.
 const DRIVER: &str = "csi.secrets-broker.io";
-/// The CSI's bound on a driver's name.
-const DRIVER_BYTES_MAX: usize = 63;
 
 /// `None` without `[csi]`, with `enabled = false`, or after a problem.
 pub(super) fn read(
@@ -74,16 +73,11 @@ pub(super) fn read(
     Some(CsiSettings { driver, expectations, verification: verification?, mounter })
 }
 
-fn driver(section: &Section) -> Option<String> {
-    let Some(field) = section.get("driver") else { return Some(DRIVER.to_owned()) };
-    let name = |text: &str| {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
-        let plain = text.len() <= DRIVER_BYTES_MAX && text.chars().all(allowed);
-        let ends_well = text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.ends_with(|c: char| c.is_ascii_alphanumeric());
-        if plain && ends_well { Ok(text.to_owned()) } else { Err("is no name of a CSI driver") }
-    };
-    field.convert(name, "write a domain name of at most 63 bytes, as in the CSIDriver object")
+fn driver(section: &Section) -> Option<CsiDriverName> {
+    match section.get("driver") {
+        Some(field) => field.parsed("write a domain name, as in the CSIDriver object"),
+        None => DRIVER.parse().ok(),
+    }
 }
 
 fn non_empty(field: &crate::config::field::Field) -> Option<String> {

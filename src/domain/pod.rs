@@ -117,6 +117,11 @@ kubernetes_name!(
     |name| check_dns(name, SUBDOMAIN_BYTES_MAX, true)
 );
 kubernetes_name!(
+    /// The name of a CSI driver: a subdomain, but with a label's bound on its length.
+    CsiDriverName,
+    |name| check_dns(name, LABEL_BYTES_MAX, true)
+);
+kubernetes_name!(
     /// The name of a volume in a pod's spec, unique within the pod.
     PodVolumeName,
     |name| check_dns(name, LABEL_BYTES_MAX, false)

@@ -7,8 +7,8 @@ use crate::tree::SourceFile;
 const LAYERS: [&[&str]; 11] = [
     &["domain"],
     &["sys"],
-    &["clock", "telemetry", "shutdown", "encryption", "hardening", "watch"],
-    &["identity", "source"],
+    &["clock", "telemetry", "shutdown", "encryption", "hardening", "mountinfo", "watch"],
+    &["identity", "mounter", "source"],
     &["policy"],
     &["audit"],
     &["broker"],

@@ -19,11 +19,11 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
-use crate::domain::{NodeName, SourceName};
+use crate::domain::{CsiDriverName, NodeName, SourceName};
 use crate::identity::token::Verifier;
 use crate::mounter::{KubeletRoot, Mounter, TmpfsSize};
 
-mod attributes;
+pub mod attributes;
 mod error;
 mod first_fill;
 mod listen;
@@ -36,11 +36,11 @@ mod volumes;
 /// The messages and services of the kubelet's protocols.
 #[expect(missing_docs, reason = "generated from the protocols, which have their own documents")]
 #[expect(clippy::all, clippy::pedantic, reason = "generated")]
-pub(super) mod proto {
-    pub mod csi {
+mod proto {
+    pub(crate) mod csi {
         tonic::include_proto!("csi.v1");
     }
-    pub mod registration {
+    pub(crate) mod registration {
         tonic::include_proto!("pluginregistration");
     }
 }
@@ -53,7 +53,7 @@ use volumes::{Budget, Shared, Volumes};
 #[derive(Debug, Clone)]
 pub struct CsiConfig {
     /// The driver's name, as in the CSIDriver object.
-    pub driver: String,
+    pub driver: CsiDriverName,
     /// The kubelet's root directory.
     pub kubelet_root: KubeletRoot,
     /// The node this agent runs on.
@@ -79,7 +79,7 @@ pub struct CsiConfig {
 impl CsiConfig {
     /// The driver's own socket.
     pub fn socket(&self) -> PathBuf {
-        [self.kubelet_root.as_str(), "plugins", &self.driver, "csi.sock"].iter().collect()
+        [self.kubelet_root.as_str(), "plugins", self.driver.as_str(), "csi.sock"].iter().collect()
     }
 
     /// The socket that the kubelet finds the driver by.

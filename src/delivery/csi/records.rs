@@ -20,15 +20,15 @@ const SUFFIX: &str = ".json";
 
 /// What there is to know about a published volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VolumeRecord {
+pub(super) struct VolumeRecord {
     /// The kubelet's id of it.
-    pub volume_id: String,
+    pub(super) volume_id: String,
     /// The pod.
-    pub pod: Pod,
+    pub(super) pod: Pod,
     /// The tenant's attributes as they were written.
-    pub attributes: BTreeMap<String, String>,
+    pub(super) attributes: BTreeMap<String, String>,
     /// The pod's `fsGroup`.
-    pub fs_group: Option<u32>,
+    pub(super) fs_group: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,17 +87,17 @@ impl VolumeRecord {
 
 /// The directory of records. Blocking; every file is small.
 #[derive(Debug, Clone)]
-pub struct Records(PathBuf);
+pub(super) struct Records(PathBuf);
 
 impl Records {
     /// Makes the directory if it is missing, closed to everybody else.
-    pub fn open(directory: &Path) -> io::Result<Self> {
+    pub(super) fn open(directory: &Path) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         Ok(Self(directory.to_owned()))
     }
 
     /// Puts a record in place of the last one, in one step.
-    pub fn write(&self, key: &VolumeKey, record: &VolumeRecord) -> io::Result<()> {
+    pub(super) fn write(&self, key: &VolumeKey, record: &VolumeRecord) -> io::Result<()> {
         let temporary = self.0.join(format!(".{}", key.directory()));
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -111,7 +111,7 @@ impl Records {
     }
 
     /// Takes a record away; one that is not there is away.
-    pub fn remove(&self, key: &VolumeKey) -> io::Result<()> {
+    pub(super) fn remove(&self, key: &VolumeKey) -> io::Result<()> {
         match fs::remove_file(self.path(key)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -120,7 +120,7 @@ impl Records {
 
     /// Every record that can be read. A damaged one is set aside with a warning: the kubelet's next
     /// publish writes it anew.
-    pub fn all(&self) -> io::Result<BTreeMap<VolumeKey, VolumeRecord>> {
+    pub(super) fn all(&self) -> io::Result<BTreeMap<VolumeKey, VolumeRecord>> {
         let mut records = BTreeMap::new();
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();

@@ -18,24 +18,24 @@ const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
 /// What a publish call asks for. Nothing in it is believed before the token is verified.
-pub struct Publish {
+pub(super) struct Publish {
     /// The kubelet's id of the volume.
-    pub volume_id: String,
+    pub(super) volume_id: String,
     /// Where it is to appear, and with that which volume of which pod it is.
-    pub target: Target,
+    pub(super) target: Target,
     /// The pod, as the kubelet says.
-    pub pod: PodInfo,
+    pub(super) pod: PodInfo,
     /// The pod's token for this driver's audience.
-    pub token: Token,
+    pub(super) token: Token,
     /// What it is to hold.
-    pub attributes: Attributes,
+    pub(super) attributes: Attributes,
     /// The pod's `fsGroup`.
-    pub fs_group: Option<u32>,
+    pub(super) fs_group: Option<u32>,
 }
 
 impl Publish {
     /// Reads a call; on failure says everything that is wrong with it.
-    pub fn read(
+    pub(super) fn read(
         request: &NodePublishVolumeRequest,
         root: &KubeletRoot,
         audience: &str,

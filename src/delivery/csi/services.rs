@@ -63,7 +63,7 @@ impl Identity for Driver {
         _: Request<csi::GetPluginInfoRequest>,
     ) -> Result<Response<csi::GetPluginInfoResponse>, Status> {
         Ok(Response::new(csi::GetPluginInfoResponse {
-            name: self.config.driver.clone(),
+            name: self.config.driver.to_string(),
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
             manifest: Default::default(),
         }))
@@ -143,7 +143,7 @@ impl Registration for Driver {
     async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
         Ok(Response::new(PluginInfo {
             r#type: PLUGIN_TYPE.to_owned(),
-            name: self.config.driver.clone(),
+            name: self.config.driver.to_string(),
             endpoint: self.config.socket().to_string_lossy().into_owned(),
             supported_versions: vec![CSI_VERSION.to_owned()],
         }))
@@ -155,10 +155,10 @@ impl Registration for Driver {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = status.into_inner();
         if status.plugin_registered {
-            tracing::info!(driver = self.config.driver, "the kubelet registered the CSI driver");
+            tracing::info!(driver = %self.config.driver, "the kubelet registered the CSI driver");
         } else {
             tracing::error!(
-                driver = self.config.driver,
+                driver = %self.config.driver,
                 error = status.error,
                 "the kubelet refuses the CSI driver"
             );

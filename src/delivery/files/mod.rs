@@ -42,7 +42,6 @@ pub mod format;
 pub mod item_text;
 pub mod level;
 pub mod mount;
-pub mod mountinfo;
 pub mod name;
 pub mod notifier;
 pub mod object;

@@ -2,6 +2,7 @@
 //!
 //! Process exit never unmounts; only [`discard`] does, for whoever owns everything it made.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{DirBuilder, Permissions, set_permissions};
 use std::io;
@@ -14,9 +15,11 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::process::geteuid;
 
+use crate::mountinfo::{self, MountLine};
+
 use super::config::{Backing, DeclaredVolume};
-use super::mountinfo::{self, MountLine};
-use super::{apply, status_file, wipe};
+use super::wipe::{self, Mounted};
+use super::{apply, status_file};
 
 /// The source our mounts carry in mountinfo, by which a successor knows them.
 const SOURCE: &str = "secrets-broker";
@@ -31,6 +34,41 @@ pub struct Root {
     pub dir: OwnedFd,
     /// What it lies on, for status.
     pub description: String,
+    /// Where to ask what of it is mounted elsewhere.
+    elsewhere: Elsewhere,
+}
+
+/// Who knows of bind mounts of single files, as `subPath` makes them.
+enum Elsewhere {
+    /// This process's own mount table.
+    MountTable,
+    /// Whoever mounted the volume.
+    Asked(Box<dyn Fn() -> io::Result<BTreeSet<u64>> + Send>),
+}
+
+impl Root {
+    /// The root of a volume that somebody else mounted. `mounted_below` tells the inodes of its
+    /// files and directories that are mounted by themselves; it may block.
+    pub fn handed_over(
+        dir: OwnedFd,
+        description: &str,
+        mounted_below: impl Fn() -> io::Result<BTreeSet<u64>> + Send + 'static,
+    ) -> Self {
+        let elsewhere = Elsewhere::Asked(Box::new(mounted_below));
+        Self { dir, description: description.to_owned(), elsewhere }
+    }
+
+    fn of_mount_table(dir: OwnedFd, description: &str) -> Self {
+        Self { dir, description: description.to_owned(), elsewhere: Elsewhere::MountTable }
+    }
+
+    /// What must not be wiped although nobody has it open. May block.
+    pub fn mounted_elsewhere(&self) -> io::Result<Mounted> {
+        match &self.elsewhere {
+            Elsewhere::MountTable => Mounted::read(self.dir.as_fd()),
+            Elsewhere::Asked(ask) => ask().map(Mounted::of),
+        }
+    }
 }
 
 /// Why a volume has nothing to lie on.
@@ -105,7 +143,7 @@ pub fn discard(volume: &DeclaredVolume) -> Result<(), MountError> {
 
 /// Wipes every revision and takes away every entry of ours, whoever still has them open.
 pub fn clear(root: BorrowedFd<'_>) -> io::Result<()> {
-    apply::link(root, &std::collections::BTreeSet::new()).map_err(io::Error::other)?;
+    apply::link(root, &BTreeSet::new()).map_err(io::Error::other)?;
     for revision in apply::revisions(root)? {
         wipe::wipe_unseen(root, &revision)?;
     }
@@ -132,7 +170,7 @@ fn own(path: &Path, options: &str, directory_mode: u32) -> Result<Root, MountErr
     fchmod(&dir, Mode::from_raw_mode(directory_mode & 0o777))
         .map_err(|errno| failed("set the mode of", path)(errno.into()))?;
     let description = if swap { "tmpfs noswap" } else { "tmpfs (no noswap: kernel before 6.4)" };
-    Ok(Root { dir, description: description.to_owned() })
+    Ok(Root::of_mount_table(dir, description))
 }
 
 /// Our mount at this path, if one is there; anything else that is mounted there is an error.
@@ -191,7 +229,7 @@ fn existing(path: &Path) -> Result<Root, MountError> {
     if owner != 0 && owner != geteuid().as_raw() {
         return Err(MountError::NotOurs { path: path.to_owned(), owner });
     }
-    Ok(Root { dir, description: "existing tmpfs directory".to_owned() })
+    Ok(Root::of_mount_table(dir, "existing tmpfs directory"))
 }
 
 /// Makes what is missing, enterable by everybody whatever the process's umask is: applications come

@@ -134,7 +134,7 @@ impl Publisher {
         let items: Vec<ItemStatus> =
             config.items.iter().zip(&verdicts).map(|(item, one)| item_status(item, one)).collect();
         alarms.extend(concerns(&items, waiting));
-        let wiped = self.wiper.run(self.root.dir.as_fd(), now.boot);
+        let wiped = self.wiper.run(&self.root, now.boot);
         let mut status = VolumeStatus {
             name: config.name.clone(),
             path: config.path.clone(),

@@ -16,10 +16,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::clock::BootInstant;
+use crate::mountinfo;
 use crate::sys;
 
 use super::apply::{entries, open_beneath};
-use super::mountinfo;
+use super::mount::Root;
 use super::name::RevisionName;
 
 /// How long a reader is waited for, as a multiple of the grace it had anyway.
@@ -53,11 +54,12 @@ impl Wiper {
     }
 
     /// Wipes what is due and says when to come again.
-    pub fn run(&mut self, root: BorrowedFd<'_>, now: BootInstant) -> Option<BootInstant> {
+    pub fn run(&mut self, root: &Root, now: BootInstant) -> Option<BootInstant> {
         if self.retired.iter().any(|one| one.due <= now) {
-            let mounted = Mounted::read(root);
+            let mounted = root.mounted_elsewhere();
+            let dir = root.dir.as_fd();
             self.retired.retain_mut(|one| {
-                one.due > now || !finish(one, root, &mounted, now, &mut self.forced)
+                one.due > now || !finish(one, dir, &mounted, now, &mut self.forced)
             });
         }
         self.retired.iter().map(|one| one.due).min()
@@ -230,6 +232,11 @@ fn zero(file: &OwnedFd) -> io::Result<()> {
 pub struct Mounted(BTreeSet<u64>);
 
 impl Mounted {
+    /// These inodes.
+    pub fn of(inodes: BTreeSet<u64>) -> Self {
+        Self(inodes)
+    }
+
     /// Looks them up for the file system that `root` lies on; `root` itself does not count.
     pub fn read(root: BorrowedFd<'_>) -> io::Result<Self> {
         let stat = fstat(root)?;

@@ -7,10 +7,18 @@ use std::path::PathBuf;
 /// One mount of this mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountLine {
+    /// The mount's id, as `statx` tells it too; reused once the mount is gone.
+    pub id: u64,
     /// `major:minor` of the file system.
     pub device: (u32, u32),
+    /// Which part of the file system is mounted, as a path in it.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mount_point: PathBuf,
+    /// The options of this mount.
+    pub options: String,
+    /// Whether what is mounted below it appears in other mount namespaces.
+    pub shared: bool,
     /// Its type.
     pub fs_type: String,
     /// What was given as its source.
@@ -31,21 +39,39 @@ pub fn parse(text: &[u8]) -> Vec<MountLine> {
 
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let mount_point = unescape(fields.nth(1)?);
+    let root = path(fields.next()?);
+    let mount_point = path(fields.next()?);
+    let options = text(fields.next()?);
+    let mut shared = false;
     // Optional fields end at a lone hyphen.
-    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-    let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
-    let source = OsString::from_vec(unescape(fields.next()?)).to_string_lossy().into_owned();
-    let super_options = String::from_utf8_lossy(fields.next()?).into_owned();
+    for field in fields.by_ref().take_while(|field| *field != b"-") {
+        shared |= field.starts_with(b"shared:");
+    }
+    let fs_type = text(fields.next()?);
+    let source = path(fields.next()?).to_string_lossy().into_owned();
+    let super_options = text(fields.next()?);
     Some(MountLine {
+        id,
         device: (major.parse().ok()?, minor.parse().ok()?),
-        mount_point: OsString::from_vec(mount_point).into(),
+        root,
+        mount_point,
+        options,
+        shared,
         fs_type,
         source,
         super_options,
     })
+}
+
+fn text(field: &[u8]) -> String {
+    String::from_utf8_lossy(field).into_owned()
+}
+
+fn path(field: &[u8]) -> PathBuf {
+    OsString::from_vec(unescape(field)).into()
 }
 
 /// Undoes the kernel's `\ooo` for space, tab, newline and backslash.
@@ -86,6 +112,10 @@ mod tests {
         assert_eq!(lines[0].mount_point, PathBuf::from("/run/a b"));
         assert_eq!((lines[0].device, lines[0].fs_type.as_str()), ((0, 39), "tmpfs"));
         assert_eq!(lines[1].source, "secrets-broker");
+        assert_eq!((lines[0].id, lines[1].id), (42, 43));
+        assert_eq!((lines[0].shared, lines[1].shared), (false, true));
+        assert_eq!(lines[1].root, PathBuf::from("/..x/token"));
+        assert_eq!(lines[0].options, "rw,nosuid");
         assert!(lines[0].super_options.contains("noswap"));
     }
 }

@@ -1,0 +1,142 @@
+//! The agent's side of the socket. Every request has a connection of its own, so a mounter that was
+//! restarted is found again by itself.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::{FileType, fstat, fstatfs};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendFlags, SocketAddrUnix, connect, recvmsg, sendmsg,
+};
+
+use super::MounterError;
+use super::exchange::{Answer, Exchange};
+use super::listener::socket;
+use super::protocol::{ProtocolError, REPLY_BYTES_MAX, Reply, Request};
+use crate::sys;
+
+/// How long connecting and sending may take, and again how long the answer. Requests wait for each
+/// other at the mounter; each takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More descriptors than any reply has, so that surplus ones are seen, and closed.
+const DESCRIPTORS_MAX: usize = 4;
+/// `statfs` type of a tmpfs, from linux/magic.h.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Asks the mounter that listens on a socket.
+#[derive(Debug, Clone)]
+pub struct MounterClient {
+    socket: PathBuf,
+}
+
+impl MounterClient {
+    /// Connects anew for each request; the mounter need not run yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+}
+
+#[async_trait]
+impl Exchange for MounterClient {
+    async fn exchange(&self, request: Request) -> Result<Answer, MounterError> {
+        let asked = request.to_string();
+        let socket = self.socket.clone();
+        match tokio::task::spawn_blocking(move || exchange(&socket, &request)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ExchangeError::Io(source))) => {
+                let socket = self.socket.clone();
+                Err(MounterError::Unreachable { request: asked, socket, source })
+            }
+            Ok(Err(ExchangeError::Answer(source))) => {
+                Err(MounterError::Answer { request: asked, source })
+            }
+            Err(_) => Err(MounterError::Interrupted { request: asked }),
+        }
+    }
+}
+
+enum ExchangeError {
+    Io(io::Error),
+    Answer(ProtocolError),
+}
+
+impl<E: Into<io::Error>> From<E> for ExchangeError {
+    fn from(error: E) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+fn exchange(path: &Path, request: &Request) -> Result<Answer, ExchangeError> {
+    let connection = socket()?;
+    set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE))?;
+    set_socket_timeout(&connection, Timeout::Recv, Some(PATIENCE))?;
+    connect(&connection, &SocketAddrUnix::new(path)?)?;
+    // Files are written where its answer leads.
+    if sys::peer_uid(connection.as_fd())? != 0 {
+        return Err(io::Error::other("what listens there does not run as root").into());
+    }
+    let mut nothing = SendAncillaryBuffer::default();
+    let packet = request.encode();
+    sendmsg(&connection, &[IoSlice::new(&packet)], &mut nothing, SendFlags::NOSIGNAL)?;
+    let (packet, descriptors) = receive(&connection)?;
+    let reply = Reply::decode(&packet).map_err(ExchangeError::Answer)?;
+    let expected = usize::from(matches!(reply, Reply::Prepared { .. }));
+    if descriptors.len() != expected {
+        let surplus = ProtocolError::Descriptors(descriptors.len(), expected);
+        return Err(ExchangeError::Answer(surplus));
+    }
+    let root = descriptors.into_iter().next();
+    if root.as_ref().is_some_and(|root| !is_tmpfs_directory(root)) {
+        return Err(ExchangeError::Answer(ProtocolError::NotTmpfs));
+    }
+    Ok((reply, root))
+}
+
+/// One packet with its descriptors, which are closed again unless they are returned.
+fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), ExchangeError> {
+    let mut packet = vec![0; REPLY_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(
+        connection,
+        &mut [IoSliceMut::new(&mut packet)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            descriptors.extend(received);
+        }
+    }
+    if message.flags.contains(ReturnFlags::TRUNC) {
+        return Err(ExchangeError::Answer(ProtocolError::TooLong(REPLY_BYTES_MAX)));
+    }
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        let surplus = ProtocolError::Descriptors(DESCRIPTORS_MAX + 1, 1);
+        return Err(ExchangeError::Answer(surplus));
+    }
+    if message.bytes == 0 {
+        let closed = "it closed the connection without an answer: it ended, or refuses this user";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, closed).into());
+    }
+    packet.truncate(message.bytes);
+    Ok((packet, descriptors))
+}
+
+/// Secrets never touch a disk, whoever handed the directory over.
+fn is_tmpfs_directory(root: &OwnedFd) -> bool {
+    let directory =
+        fstat(root).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    directory && fstatfs(root).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(TMPFS_MAGIC))
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -1,0 +1,176 @@
+//! The mounter's side of the socket: a few threads that were there before the sandbox closed.
+//!
+//! Each takes a connection, sees who made it, reads one packet, answers it and closes. Descriptors
+//! that somebody sends along are not received.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Barrier, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, accept_with,
+    recv, sendmsg,
+};
+
+use super::answer::answer;
+use super::mounts::Mounts;
+use super::protocol::{REQUEST_BYTES_MAX, Reply, Request};
+use super::{Failure, sandbox};
+use crate::sys::{self, StopSignals};
+
+/// Connections served at once; more wait in the socket's queue.
+const CONNECTIONS_MAX: usize = 4;
+/// How long a peer may take to send its request, and to take the reply.
+const PEER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the mounter ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// It could not give up what it does not need, and does not run with it.
+    #[error("cannot enter the sandbox")]
+    Sandbox(#[source] sandbox::SandboxError),
+    /// Signals or threads.
+    #[error("cannot start serving")]
+    Start(#[source] io::Error),
+    /// The socket failed, or a thread panicked.
+    #[error("a thread that serves the socket ended")]
+    Ended,
+}
+
+/// Who may connect besides root.
+#[derive(Debug, Clone, Copy)]
+pub struct Peers {
+    /// The agent's user.
+    pub agent_uid: u32,
+}
+
+impl Peers {
+    fn admit(self, uid: u32) -> bool {
+        uid == 0 || uid == self.agent_uid
+    }
+}
+
+/// What the main thread waits for.
+enum End {
+    Signal,
+    Thread,
+}
+
+/// Enters the sandbox and serves until SIGTERM or SIGINT. Unmounts nothing at the end.
+///
+/// To be called on the process's only thread, which gives up its capabilities.
+pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), ServeError> {
+    let signals = StopSignals::block().map_err(ServeError::Start)?;
+    sandbox::drop_capabilities().map_err(ServeError::Sandbox)?;
+    let (ends, ended) = mpsc::sync_channel(CONNECTIONS_MAX + 1);
+    let shared = Arc::new(Shared { listener, mounts: Mutex::new(mounts), peers });
+    let closed = Arc::new(Barrier::new(CONNECTIONS_MAX + 2));
+    for number in 0..CONNECTIONS_MAX {
+        let (shared, closed) = (Arc::clone(&shared), Arc::clone(&closed));
+        let end = Ending(ends.clone());
+        start(format!("mounter-{number}"), move || {
+            let _end = end;
+            closed.wait();
+            shared.serve_connections();
+        })?;
+    }
+    let signalled = Arc::clone(&closed);
+    start("mounter-signals".to_owned(), move || {
+        signalled.wait();
+        if let Err(error) = signals.wait() {
+            tracing::error!(%error, "signals cannot be waited for; stopping");
+        }
+        let _main_thread_is_gone = ends.send(End::Signal);
+    })?;
+    // No thread can be started from here on, and none has seen a request yet.
+    sandbox::confine_all_threads().map_err(ServeError::Sandbox)?;
+    closed.wait();
+    tracing::info!("serving");
+    match ended.recv() {
+        Ok(End::Signal) => Ok(()),
+        Ok(End::Thread) | Err(_) => Err(ServeError::Ended),
+    }
+}
+
+fn start(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    thread::Builder::new().name(name).spawn(run).map(drop).map_err(ServeError::Start)
+}
+
+/// Tells the main thread that a thread has ended, however it did.
+struct Ending(mpsc::SyncSender<End>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _main_thread_is_gone = self.0.send(End::Thread);
+    }
+}
+
+struct Shared {
+    listener: OwnedFd,
+    mounts: Mutex<Mounts>,
+    peers: Peers,
+}
+
+impl Shared {
+    /// Serves one connection after the other; returns when the socket fails.
+    fn serve_connections(&self) {
+        loop {
+            match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+                Ok(connection) => {
+                    if let Err(error) = self.serve_one(&connection) {
+                        tracing::warn!(%error, "connection dropped");
+                    }
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(error) => {
+                    tracing::error!(%error, "no more connections can be accepted");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn serve_one(&self, connection: &OwnedFd) -> io::Result<()> {
+        set_socket_timeout(connection, Timeout::Recv, Some(PEER_PATIENCE))?;
+        set_socket_timeout(connection, Timeout::Send, Some(PEER_PATIENCE))?;
+        let uid = sys::peer_uid(connection.as_fd())?;
+        if !self.peers.admit(uid) {
+            tracing::warn!(uid, "refused a peer that is neither root nor the agent");
+            return Ok(());
+        }
+        let mut packet = [0; REQUEST_BYTES_MAX];
+        let (_, length) = recv(connection, &mut packet, RecvFlags::TRUNC)?;
+        // A packet of no bytes is how a connection ends.
+        if length == 0 {
+            return Ok(());
+        }
+        let request = packet.get(..length).and_then(|packet| Request::decode(packet).ok());
+        let (reply, root) = match request {
+            Some(request) => {
+                let mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+                answer(&mounts, &request)
+            }
+            None => {
+                tracing::warn!(length, "refused a packet that is no request");
+                (Reply::Failed(Failure::Malformed), None)
+            }
+        };
+        send(connection, &reply.encode(), root.as_ref())
+    }
+}
+
+fn send(connection: &OwnedFd, packet: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<()> {
+    let descriptors = descriptor.map(AsFd::as_fd);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.as_slice().is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(descriptors.as_slice()));
+    }
+    sendmsg(connection, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
