@@ -2,7 +2,7 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`attributes`], [`request`] | pure: what a manifest may say, and a publish call, read |
+//! | [`attributes`], [`request`], [`roles`] | pure: what a manifest may say, and a publish call, read |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
@@ -29,6 +29,7 @@ mod first_fill;
 mod listen;
 mod records;
 mod request;
+mod roles;
 mod services;
 mod volume;
 mod volumes;
@@ -44,6 +45,8 @@ mod proto {
         tonic::include_proto!("pluginregistration");
     }
 }
+
+pub use roles::{TenantRole, TenantRoleError};
 
 use records::Records;
 use services::Driver;
@@ -62,6 +65,8 @@ pub struct CsiConfig {
     pub source: SourceName,
     /// The audience of the pods' tokens, as in the CSIDriver's `tokenRequests`.
     pub audience: String,
+    /// The Vault roles that pods may choose.
+    pub tenant_roles: Vec<TenantRole>,
     /// Where records of volumes are kept.
     pub state_dir: PathBuf,
     /// The bounds of one volume.
