@@ -90,7 +90,7 @@ impl Budgets {
     ) -> Option<Admission> {
         let (identity, kind) = self.kind_of(event)?;
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        let caller = find(&mut callers, identity.consumer(), now);
+        let caller = find(&mut callers, identity.consumer().clone(), now);
         let admission = caller.admit(kind, free, self.lines_per_window, now);
         if !matches!(admission, Admission::Line(_)) {
             self.left_out.notify_one();
