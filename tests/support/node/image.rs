@@ -43,7 +43,8 @@ pub fn write_archive(dir: &Path, reference: &str, files: &[File]) -> NamedTempFi
     let config = json!({
         "architecture": architecture(),
         "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
+        // A pod's sandbox runs this as well, and lives as long as it does.
+        "config": { "Env": ["PATH=/bin"], "Cmd": ["sleep", "infinity"] },
         "rootfs": {
             "type": "layers",
             "diff_ids": [format!("sha256:{}", hex::encode(Sha256::digest(content)))],
