@@ -188,7 +188,7 @@ fn while_swapping(parent: &Path, outside: &Path, rounds: usize, mut round: impl 
 }
 
 /// Rounds in which a mount must not land outside, and at most as many until a naive one does.
-const ROUNDS: usize = 3000;
+const ROUNDS: usize = 2000;
 
 #[test]
 fn links_that_are_swapped_in_during_a_call_lead_no_mount_outside() {
