@@ -1,4 +1,5 @@
-//! etcd and kube-apiserver: real service accounts, tokens and TokenReview; `node` adds a node.
+//! etcd and kube-apiserver: real service accounts, tokens, TokenReview and pods that run nowhere;
+//! `node` adds a node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,10 @@ pub struct Kubernetes {
     api: Api,
     pub address: String,
     pub ca_file: PathBuf,
+    store: String,
+    listen: Listen,
     // The API server goes before the store under it, both before their directory.
-    _apiserver: Process,
+    apiserver: Process,
     _etcd: Process,
     dir: TempDir,
 }
@@ -39,9 +42,10 @@ pub enum User {
 }
 
 /// Where the API server listens, and the address of it that clients are told.
-pub struct Listen<'a> {
-    pub bind: &'a str,
-    pub advertise: &'a str,
+#[derive(Clone, Copy)]
+pub struct Listen {
+    pub bind: &'static str,
+    pub advertise: &'static str,
     pub port: u16,
 }
 
@@ -65,11 +69,9 @@ impl Kubernetes {
             ca.matches("-----END CERTIFICATE-----").count() == 2
         });
         let api = Api::new(&address, Some(&ca));
-        apiserver.wait_until(START, "answering /readyz", || {
-            let reply = api.send("GET", "readyz", &[("Authorization", &bearer())], None);
-            reply.is_ok_and(|reply| reply.status == 200)
-        });
-        Kubernetes { api, address, ca_file, _apiserver: apiserver, _etcd: etcd, dir }
+        wait_until_ready(&mut apiserver, &api);
+        let listen = *listen;
+        Kubernetes { api, address, ca_file, store, listen, apiserver, _etcd: etcd, dir }
     }
 
     /// With which service-account tokens are signed.
@@ -96,13 +98,50 @@ impl Kubernetes {
         file
     }
 
+    /// Ends the API server; what it stored stays.
+    pub fn stop(&mut self) {
+        self.apiserver.stop(START);
+    }
+
+    /// Starts it again with another key for tokens: all earlier ones end.
+    pub fn start_with_another_key(&mut self) {
+        let command = apiserver(self.dir.path(), &self.store, &self.listen);
+        self.apiserver = Process::spawn("kube-apiserver", &command, self.dir.path());
+        wait_until_ready(&mut self.apiserver, &self.api);
+    }
+
     pub fn create_namespace(&self, name: &str) {
         self.create("api/v1/namespaces", json!({ "metadata": { "name": name } }));
     }
 
-    pub fn create_service_account(&self, namespace: &str, name: &str) {
+    /// Its uid comes back.
+    pub fn create_service_account(&self, namespace: &str, name: &str) -> String {
         let path = format!("api/v1/namespaces/{namespace}/serviceaccounts");
-        self.create(&path, json!({ "metadata": { "name": name } }));
+        uid(&self.create(&path, json!({ "metadata": { "name": name } })))
+    }
+
+    /// A node that nobody runs.
+    pub fn create_node(&self, name: &str) {
+        self.create("api/v1/nodes", json!({ "metadata": { "name": name } }));
+    }
+
+    /// A pod on that node, which never starts; its uid comes back.
+    pub fn create_pod(&self, namespace: &str, name: &str, account: &str, node: &str) -> String {
+        let path = format!("api/v1/namespaces/{namespace}/pods");
+        let container = json!({ "name": "main", "image": "none" });
+        let spec = json!({
+            "serviceAccountName": account,
+            "automountServiceAccountToken": false,
+            "nodeName": node,
+            "containers": [container],
+        });
+        uid(&self.create(&path, json!({ "metadata": { "name": name }, "spec": spec })))
+    }
+
+    /// At once, as if its kubelet had confirmed it.
+    pub fn delete_pod(&self, namespace: &str, name: &str) {
+        let path = format!("api/v1/namespaces/{namespace}/pods/{name}?gracePeriodSeconds=0");
+        self.request("DELETE", &path, None);
     }
 
     /// Makes its tokens end: the API server then answers TokenReview with an error.
@@ -123,6 +162,20 @@ impl Kubernetes {
         let path = format!("api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
         let audiences: Vec<&str> = audience.into_iter().collect();
         let spec = json!({ "audiences": audiences, "expirationSeconds": lifetime.as_secs() });
+        let answer = self.create(&path, json!({ "spec": spec }));
+        answer["status"]["token"].as_str().expect("status.token").to_owned()
+    }
+
+    /// The token a kubelet gets for a pod: bound to the pod, and through it to its node.
+    pub fn pod_token(&self, account: (&str, &str), pod: (&str, &str), audience: &str) -> String {
+        let ((namespace, account), (pod, uid)) = (account, pod);
+        let path = format!("api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let bound = json!({ "apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid });
+        let spec = json!({
+            "audiences": [audience],
+            "expirationSeconds": 600,
+            "boundObjectRef": bound,
+        });
         let answer = self.create(&path, json!({ "spec": spec }));
         answer["status"]["token"].as_str().expect("status.token").to_owned()
     }
@@ -194,6 +247,17 @@ impl User {
 
 fn bearer() -> String {
     format!("Bearer {}", User::Admin.token())
+}
+
+fn wait_until_ready(apiserver: &mut Process, api: &Api) {
+    apiserver.wait_until(START, "answering /readyz", || {
+        let reply = api.send("GET", "readyz", &[("Authorization", &bearer())], None);
+        reply.is_ok_and(|reply| reply.status == 200)
+    });
+}
+
+fn uid(object: &Value) -> String {
+    object["metadata"]["uid"].as_str().expect("metadata.uid").to_owned()
 }
 
 fn start_etcd(dir: &Path) -> (String, Process) {

@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use super::Algorithm;
-use super::jwks::KeySet;
-use super::test_tokens::{ACCOUNT_UID, ISSUER, NOW, POD_UID, jwks, signer};
+use super::test_tokens::{ACCOUNT_UID, ISSUER, NOW, POD_UID, cluster, signer};
 
 /// What can be left out.
 pub(super) const CHECKS: [&str; 12] = [
@@ -82,19 +81,13 @@ fn authentic(token: &str, left_out: &str) -> Option<Value> {
 /// Whether the algorithm exists and is that of the key, if there is such a key.
 fn plausible(header: &Value) -> bool {
     let Ok(algorithm) = header["alg"].as_str().unwrap_or_default().parse() else { return false };
-    let keys = keys();
-    let key = keys.get(header["kid"].as_str().unwrap_or_default());
+    let key = cluster().keys().get(header["kid"].as_str().unwrap_or_default());
     key.is_none_or(|key| key.algorithm() == algorithm)
 }
 
 fn signed_by_its_key(header: &Value, signed: &[u8], signature: &[u8]) -> bool {
-    let keys = keys();
-    let key = keys.get(header["kid"].as_str().unwrap_or_default());
+    let key = cluster().keys().get(header["kid"].as_str().unwrap_or_default());
     key.is_some_and(|key| key.signed(signed, signature))
-}
-
-fn keys() -> KeySet {
-    KeySet::parse(jwks(&Algorithm::ALL.map(signer)).as_bytes()).unwrap()
 }
 
 /// The header chooses: nothing, an HMAC under the public key, or the key's own algorithm whatever

@@ -186,9 +186,12 @@ pub(super) fn jwks(signers: &[&Signer]) -> String {
 }
 
 /// The cluster with all four keys.
-pub(super) fn cluster() -> ClusterKeys {
-    let all = Algorithm::ALL.map(signer);
-    ClusterKeys::new(None, jwks(&all).as_bytes()).unwrap()
+pub(super) fn cluster() -> &'static ClusterKeys {
+    static CLUSTER: LazyLock<ClusterKeys> = LazyLock::new(|| {
+        let all = Algorithm::ALL.map(signer);
+        ClusterKeys::new(None, jwks(&all).as_bytes()).unwrap()
+    });
+    &CLUSTER
 }
 
 /// Modulus and exponent of a PKCS #1 public key.
