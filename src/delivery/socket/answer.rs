@@ -1,7 +1,6 @@
 //! Replies: Vault's envelope and error body, and the headers every reply has.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,10 +72,11 @@ pub(super) fn envelope(data: &Value) -> Value {
 /// A secret, with its age and how it was come by. The body shares the entry's wiped memory.
 pub(super) fn secret(reply: &Reply, now: BootInstant) -> Answer {
     let body = match reply.entry.kind {
-        PathKind::Minting => shared_bytes(Arc::new(leased_envelope(reply))),
+        PathKind::Minting => shared_bytes(leased_envelope(reply)),
         PathKind::Kv | PathKind::Static => reply.entry.data.body(),
     };
-    let mut headers = HeaderMap::with_capacity(8);
+    // Four, with those that every reply has: a larger map would not fit the allocator's cache.
+    let mut headers = HeaderMap::with_capacity(4);
     headers.insert(X_CACHE, x_cache(reply.freshness));
     headers.insert(AGE, HeaderValue::from(now.since(reply.entry.fetched_at).as_secs()));
     with_body(StatusCode::OK, body, headers)
@@ -161,6 +161,8 @@ impl From<AuditDown> for Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::broker::{DataView, Entry, LocalLease};
     use crate::domain::LocalLeaseId;
@@ -168,7 +170,7 @@ mod tests {
 
     fn reply(kind: PathKind, body: &str, local_lease: Option<LocalLease>) -> Reply {
         let entry = Entry {
-            data: DataView::new(Arc::new(SecretBytes::new(body.into())), 0..body.len()),
+            data: DataView::new(shared_bytes(SecretBytes::new(body.into())), 0..body.len()),
             kind,
             fetched_at: BootInstant::from_nanos(1_000_000_000),
             fresh_until: BootInstant::default(),

@@ -1,6 +1,5 @@
 //! Reading a secret: policy once, remembered per connection; then the snapshot; then the broker.
 
-use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -24,7 +23,7 @@ use crate::policy::{Authorized, Denied};
 const MEMOS_MAX: usize = 256;
 
 /// Decisions of one connection by raw request target.
-pub(super) type Memos = HashMap<Box<str>, Memo>;
+pub(super) type Memos = hashbrown::HashMap<Box<str>, Memo>;
 
 /// One remembered decision.
 pub(super) struct Memo {
@@ -84,7 +83,7 @@ impl Connection {
                 authorized
             }
         };
-        let reply = match self.deps.broker.lookup(&Place::of(&authorized), now) {
+        let reply = match self.deps.broker.lookup(&self.deps.broker.place(&authorized), now) {
             Some(reply) => reply,
             None => self.deps.broker.read(authorized).await?,
         };
@@ -202,7 +201,7 @@ impl Connection {
         if memos.len() >= MEMOS_MAX {
             memos.clear();
         }
-        let (place, authorized) = (Place::of(authorized), authorized.clone());
+        let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
         memos.insert(target.into(), Memo { authorized, place, namespace, served });
     }
 

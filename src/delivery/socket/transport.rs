@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -33,6 +35,14 @@ const BUFFER_BYTES_MIN: usize = 8192;
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(250);
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a connection's own future is interrupted.
+enum Notice {
+    /// The agent stops: the running reply is the last.
+    Stop,
+    /// The connection ends at once, for the reason named in the metric.
+    Drop(&'static str),
+}
 
 /// What every reply of this server is.
 pub type Answer = Response<Full<Bytes>>;
@@ -164,15 +174,12 @@ impl Transport {
             .serve_connection(io, noted);
 
         let mut connection = pin!(connection);
-        let mut exited = pin!(peer.exited());
-        let patience = self.patience();
-        let mut watchdog = Watchdog::new(&activity);
-        let first_look = tokio::time::Instant::now() + patience.interval();
-        let mut ticks = tokio::time::interval_at(first_look, patience.interval());
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut stopping = false;
+        let notice = |stop| self.notice(peer, &activity, stop);
+        // Polled when it was woken itself, not at each request: polling exit, stop and clock beside
+        // every reply would cost a tenth of it.
+        let mut notices = FuturesUnordered::from_iter([notice(Some(&stop))]);
         loop {
-            // Every arm is cancel-safe: the futures are polled on, or hold no state.
+            // Both arms are cancel-safe: the futures are polled on.
             tokio::select! {
                 biased;
                 ended = connection.as_mut() => {
@@ -181,20 +188,55 @@ impl Transport {
                     }
                     return;
                 }
-                () = exited.as_mut() => return self.count_dropped("peer_exited"),
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                _ = ticks.tick() => {
-                    if let Some(phase) = watchdog.look(&activity, ticks.period(), &patience) {
-                        return self.count_dropped(match phase {
-                            Phase::Idle => "idle",
-                            Phase::Head => "slow_request",
-                            Phase::Serving | Phase::Writing => "slow_reader",
-                        });
+                Some(notice_given) = notices.next() => match notice_given {
+                    Notice::Stop => {
+                        connection.as_mut().graceful_shutdown();
+                        notices.push(notice(None));
                     }
-                }
+                    Notice::Drop(reason) => return self.count_dropped(reason),
+                },
+            }
+        }
+    }
+
+    /// Watches what may end a connection beside its client: the exit of the process that connected,
+    /// a client that stalls, and, while `stop` is given, the stop.
+    async fn notice(
+        &self,
+        peer: &Peer,
+        activity: &Activity,
+        stop: Option<&CancellationToken>,
+    ) -> Notice {
+        let stopped = async {
+            match stop {
+                Some(stop) => stop.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Every arm is cancel-safe: they wait for a state, or look again later.
+        tokio::select! {
+            biased;
+            () = peer.exited() => Notice::Drop("peer_exited"),
+            () = stopped => Notice::Stop,
+            phase = self.stalled(activity) => Notice::Drop(match phase {
+                Phase::Idle => "idle",
+                Phase::Head => "slow_request",
+                Phase::Serving | Phase::Writing => "slow_reader",
+            }),
+        }
+    }
+
+    /// Waits until a phase has lasted longer than there is patience for.
+    async fn stalled(&self, activity: &Activity) -> Phase {
+        let patience = self.patience();
+        let mut watchdog = Watchdog::new(activity);
+        let first_look = tokio::time::Instant::now() + patience.interval();
+        let mut ticks = tokio::time::interval_at(first_look, patience.interval());
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Some(phase) = watchdog.look(activity, ticks.period(), &patience) {
+                return phase;
             }
         }
     }
