@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
-use super::answer;
+use super::answer::{self, Age};
 use super::directory::Located;
 use super::request::{self, Refusal};
 use super::routes::Connection;
@@ -31,6 +31,7 @@ pub(super) struct Memo {
     place: Place,
     namespace: Option<String>,
     served: Served,
+    age: Age,
 }
 
 impl Connection {
@@ -55,7 +56,7 @@ impl Connection {
             Freshness::Hit => _ = self.deps.metrics.hits.inc(),
             other => self.deps.metrics.count("secret", 200, answer::cache_label(other)),
         }
-        Some(answer::secret(&reply, now))
+        Some(answer::secret(&reply, &mut memo.age, now))
     }
 
     /// The long way: decide unless decided, then the snapshot, then the broker.
@@ -93,7 +94,8 @@ impl Connection {
         if let Some(memo) = self.memos().get_mut(target) {
             memo.served.note(now)?;
         }
-        Ok((answer::secret(&reply, now), answer::cache_label(reply.freshness)))
+        let answer = answer::secret(&reply, &mut Age::default(), now);
+        Ok((answer, answer::cache_label(reply.freshness)))
     }
 
     /// A path's source, if there is one and the caller's namespace header does not contradict.
@@ -202,7 +204,7 @@ impl Connection {
             memos.clear();
         }
         let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
-        memos.insert(target.into(), Memo { authorized, place, namespace, served });
+        memos.insert(target.into(), Memo { authorized, place, namespace, served, age: Age::default() });
     }
 
     /// Only this connection's requests, one at a time, ever take the lock.
