@@ -3,9 +3,11 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::kubernetes::NODE;
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{Node, SOON};
 use crate::support::process::eventually;
@@ -102,22 +104,37 @@ impl Product {
 
     /// The kubelet lists the driver on the node's CSINode.
     pub fn wait_until_registered(&self) {
-        self.node.wait("apis/storage.k8s.io/v1/csinodes/node-1", SOON, "the driver", |csinode| {
+        let registered = || {
+            let csinode = self.node.get(&format!("apis/storage.k8s.io/v1/csinodes/{NODE}"));
+            let csinode = csinode.unwrap_or_default();
             let drivers = csinode["spec"]["drivers"].as_array();
             drivers.into_iter().flatten().any(|driver| driver["name"] == DRIVER)
-        });
+        };
+        let deadline = Instant::now() + SOON;
+        while !registered() {
+            assert!(
+                Instant::now() < deadline,
+                "the kubelet does not know the driver\n{}\n{}",
+                self.node.kubectl(&["describe", "pods", "--namespace", NAMESPACE]),
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// The name of the product's pod.
     pub fn pod_name(&self) -> String {
+        self.pods().into_iter().next().expect("the DaemonSet has a pod")
+    }
+
+    fn pods(&self) -> Vec<String> {
         let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
-        let running = pods["items"].as_array().into_iter().flatten().find(|pod| {
+        let ours = |pod: &&Value| {
             pod["metadata"]["labels"]["app"] == "secrets-broker"
                 && pod["metadata"]["deletionTimestamp"].is_null()
-                && pod["status"]["phase"] == "Running"
-        });
-        let name = running.and_then(|pod| pod["metadata"]["name"].as_str());
-        name.expect("the DaemonSet's pod runs").to_owned()
+        };
+        let names = pods["items"].as_array().into_iter().flatten().filter(ours);
+        names.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect()
     }
 
     /// `secrets-broker status -o json` as `kubectl exec` would run it.
@@ -132,7 +149,7 @@ impl Product {
 
     /// What both containers have logged.
     pub fn log(&self) -> String {
-        let pod = self.pod_name();
+        let Some(pod) = self.pods().into_iter().next() else { return String::new() };
         ["agent", "mounter"].map(|name| self.node.pod_log(NAMESPACE, &pod, name)).concat()
     }
 
