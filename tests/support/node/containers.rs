@@ -86,6 +86,8 @@ pub fn put_programs_first(command: &mut Command) {
 fn ctr(arguments: &[&str]) -> Command {
     let mut command = Command::new(server_program("ctr"));
     command.args(["--address", SOCKET, "--namespace", NAMESPACE]).args(arguments);
+    // It would warn of old cgroups amid what a command in a container says.
+    command.env("CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "true");
     command
 }
 

@@ -18,7 +18,7 @@ impl Node {
     /// Waits until all containers of the pod are ready.
     pub fn wait_until_ready(&self, namespace: &str, name: &str) -> Value {
         self.wait(&pod_path(namespace, name), SOON, "ready", |pod| {
-            assert_not_phase(pod, &["Failed", "Succeeded"]);
+            self.assert_not_ended(pod, &["Failed", "Succeeded"]);
             let conditions = pod["status"]["conditions"].as_array();
             conditions
                 .into_iter()
@@ -30,7 +30,7 @@ impl Node {
     /// Waits until all containers of the pod have ended with 0.
     pub fn wait_until_succeeded(&self, namespace: &str, name: &str) -> Value {
         self.wait(&pod_path(namespace, name), SOON, "succeeded", |pod| {
-            assert_not_phase(pod, &["Failed"]);
+            self.assert_not_ended(pod, &["Failed"]);
             pod["status"]["phase"] == "Succeeded"
         })
     }
@@ -69,17 +69,29 @@ impl Node {
     pub fn delete_pod(&self, namespace: &str, name: &str) {
         self.delete(&pod_path(namespace, name));
     }
+
+    /// A pod that has ended never becomes what a test waits for.
+    fn assert_not_ended(&self, pod: &Value, ends: &[&str]) {
+        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        if !ends.contains(&phase) {
+            return;
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (namespace, name) = (&pod["metadata"]["namespace"], &pod["metadata"]["name"]);
+        let (namespace, name) = (text(namespace), text(name));
+        let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+        let logs = containers.map(|container| {
+            let container = text(&container["name"]);
+            format!("{container} said:\n{}", self.pod_log(&namespace, &name, &container))
+        });
+        let logs: Vec<_> = logs.collect();
+        let states = &pod["status"]["containerStatuses"];
+        panic!("{name} is {phase}: {states:#}\n{}", logs.join("\n"));
+    }
 }
 
 fn pod_path(namespace: &str, name: &str) -> String {
     format!("api/v1/namespaces/{namespace}/pods/{name}")
-}
-
-/// A pod that has ended never becomes what a test waits for.
-fn assert_not_phase(pod: &Value, ended: &[&str]) {
-    let status = &pod["status"];
-    let phase = status["phase"].as_str().unwrap_or_default();
-    assert!(!ended.contains(&phase), "the pod is {phase}: {status:#}");
 }
 
 /// The text of a log in the runtime interface's format: "time stream F|P text".
