@@ -115,8 +115,8 @@ impl Product {
             assert!(
                 Instant::now() < deadline,
                 "the kubelet does not know the driver\n{}\n{}",
-                self.node.kubectl(&["describe", "pods", "--namespace", NAMESPACE]),
-                self.log()
+                self.log(),
+                self.kubelet_says("plugin")
             );
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -145,6 +145,13 @@ impl Product {
         serde_json::from_str(&text).unwrap_or_else(|error| {
             panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
         })
+    }
+
+    /// The last of the kubelet's log lines with this word.
+    fn kubelet_says(&self, word: &str) -> String {
+        let log = self.node.kubelet_log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(word)).collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     /// What both containers have logged.

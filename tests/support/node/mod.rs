@@ -82,6 +82,11 @@ impl Node {
         kubelet::root(self.dir.path())
     }
 
+    /// What the kubelet has logged.
+    pub fn kubelet_log(&self) -> String {
+        self.kubelet.stderr()
+    }
+
     /// Makes `localhost/<name>:test`, which holds these files and a busybox, and returns that
     /// reference.
     pub fn image(&self, name: &str, files: &[File]) -> String {
