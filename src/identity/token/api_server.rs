@@ -13,6 +13,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// For a whole request, the last byte of its answer included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const JSON: &str = "application/json";
+/// Key sets have a media type of their own, and asking for JSON alone is answered with 406.
+const ACCEPTED: &str = "application/json, */*";
 const USER_AGENT: &str = concat!("secrets-broker/", env!("CARGO_PKG_VERSION"));
 
 /// How to reach the API server.
@@ -106,7 +108,7 @@ impl Connection {
             .method(method)
             .uri(Uri::from_static(path))
             .header(header::CONTENT_TYPE, JSON)
-            .header(header::ACCEPT, JSON)
+            .header(header::ACCEPT, ACCEPTED)
             .header(header::USER_AGENT, USER_AGENT)
             .body(Body::from(body))
             .expect("a constant path and constant headers make a request");

@@ -44,13 +44,6 @@ macro_rules! case {
 fn claims_cases() -> Vec<Case> {
     let signer = signer(Algorithm::Es256);
     let with = |pointer: &str, value: Value| signer.token(&claims_with(pointer, value));
-    let account = |namespace: &str, name: &str| {
-        let mut claims = claims_with("/kubernetes.io/namespace", json!(namespace));
-        claims["kubernetes.io"]["serviceaccount"]["name"] = json!(name);
-        claims["sub"] = json!(format!("system:serviceaccount:{namespace}:{name}"));
-        signer.token(&claims)
-    };
-    let other_uid = "8e3a1f0c-6f2b-4c1d-9a7e-0123456789ac";
     use TokenRefused as T;
     vec![
         case!("audience", "aud", with("/aud", json!(["other"])), T::Audience(_)),
@@ -66,6 +59,21 @@ fn claims_cases() -> Vec<Case> {
         case!("issuer with a slash", "iss", with("/iss", json!(format!("{ISSUER}/"))), T::Issuer),
         case!("expired", "exp", with("/exp", json!(NOW - 30)), T::Expired(_)),
         case!("not yet valid", "nbf", with("/nbf", json!(NOW + 31)), T::NotYetValid(_)),
+    ]
+}
+
+fn pod_cases() -> Vec<Case> {
+    let signer = signer(Algorithm::Es256);
+    let with = |pointer: &str, value: Value| signer.token(&claims_with(pointer, value));
+    let account = |namespace: &str, name: &str| {
+        let mut claims = claims_with("/kubernetes.io/namespace", json!(namespace));
+        claims["kubernetes.io"]["serviceaccount"]["name"] = json!(name);
+        claims["sub"] = json!(format!("system:serviceaccount:{namespace}:{name}"));
+        signer.token(&claims)
+    };
+    let other_uid = "8e3a1f0c-6f2b-4c1d-9a7e-0123456789ac";
+    use TokenRefused as T;
+    vec![
         case!(
             "pod name",
             "pod",
@@ -209,7 +217,7 @@ fn form_cases() -> Vec<Case> {
 }
 
 fn cases() -> Vec<Case> {
-    [claims_cases(), signature_cases(), form_cases()].into_iter().flatten().collect()
+    [claims_cases(), pod_cases(), signature_cases(), form_cases()].into_iter().flatten().collect()
 }
 
 #[test]
