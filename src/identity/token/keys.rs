@@ -77,7 +77,7 @@ pub(super) struct Keys {
 }
 
 enum Source {
-    ApiServer { connection: Connection, directory: PathBuf },
+    ApiServer { connection: Box<Connection>, directory: PathBuf },
     File(PathBuf),
 }
 
@@ -100,7 +100,7 @@ impl Keys {
         });
         let source = match source {
             KeySource::ApiServer { server, directory } => {
-                Source::ApiServer { connection: Connection::new(server), directory }
+                Source::ApiServer { connection: Box::new(Connection::new(server)), directory }
             }
             KeySource::File(file) => Source::File(file),
         };
