@@ -87,8 +87,12 @@ impl CsiConfig {
     }
 
     /// The socket that the kubelet finds the driver by.
+    ///
+    /// The kubelet's gRPC client sends this path, percent-encoded, as `:authority`, which HTTP/2
+    /// servers refuse (kubernetes#109081, hyperium/h2#487). Percent signs are allowed before an `@`,
+    /// and the client leaves that as it is: with it in the name, the authority is one.
     pub fn registration_socket(&self) -> PathBuf {
-        let name = format!("{}-reg.sock", self.driver);
+        let name = format!("{}@reg.sock", self.driver);
         [self.kubelet_root.as_str(), "plugins_registry", &name].iter().collect()
     }
 
@@ -143,4 +147,15 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     };
     volumes.finished().await;
     served
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_registration_sockets_path_is_an_authority_as_the_kubelet_encodes_it() {
+        let parses = |text: &str| text.parse::<http::uri::Authority>().is_ok();
+        let registry = "%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2F";
+        assert!(parses(&format!("{registry}csi.secrets-broker.io@reg.sock")));
+        assert!(!parses(&format!("{registry}csi.secrets-broker.io-reg.sock")));
+    }
 }
