@@ -2,7 +2,7 @@
 //! Vault beside them, and the pods that use it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use crate::support::kubernetes::NODE;
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{Node, SOON};
-use crate::support::process::eventually;
 use crate::support::shared::{AGENT, NAMESPACE, node};
 use crate::support::testbed::Testbed;
 
@@ -48,26 +47,28 @@ mounter_socket = "/run/secrets-broker/mounter/mounter.sock"
 retire_grace = "2s"
 "#;
 
-/// The installed product with its Vault. One per test binary, as on a node.
+/// The installed product with its Vault.
 pub struct Product {
     pub node: Arc<Node>,
     pub bed: Testbed,
 }
 
-/// Held while a test uses the product: there is one driver on the node.
-pub static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// The product on this test binary's node; the node's end takes it away.
+pub fn product() -> &'static Product {
+    static PRODUCT: LazyLock<Product> = LazyLock::new(|| Product::install());
+    &PRODUCT
+}
 
 impl Product {
-    /// Installs it, with `more` in the agent's configuration, and waits until the kubelet knows the
-    /// driver.
-    pub fn install(more: &str) -> Product {
+    /// Installs it and waits until the kubelet knows the driver.
+    fn install() -> Product {
         let node = node();
         let bed = Testbed::start_beside(&node);
         bed.vault.write("sys/policies/acl/pods", json!({ "policy": POD_POLICY }));
         let product = Product { node, bed };
         product.let_in("shop", "web");
         let image = product.node.image("secrets-broker", &Self::program());
-        for object in product.objects(&image, more) {
+        for object in product.objects(&image) {
             product.node.apply(&object);
         }
         product.wait_until_registered();
@@ -165,17 +166,7 @@ impl Product {
         self.bed.vault.audit_requests(path, operation)
     }
 
-    /// Takes everything away again.
-    pub fn remove(self) {
-        self.node.delete(&format!("apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/secrets-broker"));
-        eventually(SOON, "its pods are gone", || {
-            let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods"));
-            pods.is_none_or(|pods| pods["items"].as_array().is_none_or(Vec::is_empty))
-        });
-        self.node.delete(&format!("apis/storage.k8s.io/v1/csidrivers/{DRIVER}"));
-    }
-
-    fn objects(&self, image: &str, more: &str) -> Vec<Value> {
+    fn objects(&self, image: &str) -> Vec<Value> {
         let kubelet = self.node.kubelet_root();
         let kubelet = kubelet.to_str().expect("a readable path");
         let config = CONFIG
@@ -212,7 +203,7 @@ impl Product {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": { "namespace": NAMESPACE, "name": "secrets-broker" },
-            "data": { "config.toml": format!("{config}{more}") },
+            "data": { "config.toml": config },
         });
         vec![binding, driver, map, Self::daemon_set(image, kubelet)]
     }
