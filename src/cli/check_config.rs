@@ -74,6 +74,9 @@ fn summary(config: &Config) -> String {
             Output::File(file) => file.display().to_string(),
         },
     );
+    if let Some(anchor) = &config.audit.anchor {
+        line("anchor", anchor.display().to_string());
+    }
     for warning in &config.warnings {
         let _infallible = writeln!(text, "warning: {warning}");
     }

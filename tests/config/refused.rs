@@ -25,6 +25,21 @@ fn check(cases: &[Case]) {
 }
 
 #[test]
+fn an_audit_log_needs_files_and_an_anchor_elsewhere() {
+    check(&[
+        ("[audit]\noutput = \"file\"", 2, "audit.output", "not an absolute path", "\"stdout\""),
+        ("[audit]\nanchor = \"file\"", 2, "audit.anchor", "not an absolute path", "\"log\""),
+        (
+            "[audit]\noutput = \"/var/log/audit\"\nanchor = \"/var/log/anchor\"",
+            3,
+            "audit.anchor",
+            "lies in the directory of the log",
+            "another directory",
+        ),
+    ]);
+}
+
+#[test]
 fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
     check(&[
         (
@@ -72,7 +87,6 @@ fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
         ),
         ("[sockets.host]\ngroup = \"nobody-knows\"", 2, "sockets.host.group", "no group", "number"),
         ("[agent]\nlog = \"${NOT_SET}\"", 2, "agent.log", "needs the variable NOT_SET", "$${"),
-        ("[audit]\noutput = \"file\"", 2, "audit.output", "not an absolute path", "\"stdout\""),
         (
             "[policy]\ncedar_file = \"/missing\"",
             2,
