@@ -30,7 +30,7 @@ use crate::telemetry::{Chain, Metrics};
 /// Connections at once; a scraper and the kubelet need one each.
 const CONNECTIONS_MAX: usize = 16;
 /// A connection carries one request and lives no longer.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer is given again.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(1);
 /// Hyper's least.

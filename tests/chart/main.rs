@@ -166,7 +166,7 @@ fn everything_that_is_off_by_default_can_be_switched_on() {
 }
 
 #[test]
-fn the_api_server_accepts_every_object_and_warns_of_none() {
+fn the_api_server_accepts_every_object_and_every_field() {
     let kubernetes = Kubernetes::start();
     kubernetes.create_namespace("secrets-broker");
     for arguments in [&[][..], &["--set=csi.verify=tokenreview,podDirectory=apiserver"]] {

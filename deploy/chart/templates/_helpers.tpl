@@ -63,4 +63,7 @@ volume_inodes = {{ .volume.inodes }}
 volume_bytes_total = "{{ .volume.totalMiB }}MiB"
 {{- end }}
 mounter_socket = {{ include "secrets-broker.mounterSocket" . | quote }}
+{{- with .Values.csi.settings | trim }}
+{{ . }}
+{{- end }}
 {{- end }}
