@@ -94,7 +94,11 @@ impl MetricsPort {
             // Every arm is cancel-safe: a connection that was not accepted stays in the queue.
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(_) = connections.join_next() => {}
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a connection's task for metrics panicked");
+                    }
+                }
                 accepted = self.0.accept(), if room => match accepted {
                     Ok((stream, _)) => {
                         connections.spawn(connection(stream, Arc::clone(&answers)));

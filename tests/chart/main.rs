@@ -15,7 +15,7 @@ use serde_json::Value;
 use support::kubernetes::Kubernetes;
 
 /// As docs/operations.md renders the manifests.
-const DEFAULTS: [&str; 3] = ["--namespace=secrets-broker", "--kube-version=1.36.0", "--skip-tests"];
+const DEFAULTS: [&str; 2] = ["--namespace=secrets-broker", "--kube-version=1.36.0"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -140,6 +140,7 @@ fn pods_tokens_travel_as_secrets_where_the_cluster_knows_how() {
 fn everything_that_is_off_by_default_can_be_switched_on() {
     let objects = rendered(&[
         "--set=podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
+        "--set-string=csi.settings=tenant_roles = [\"shop\"]",
         "--set=hostNetwork=true,priorityClass.create=false,priorityClass.name=system-node-critical",
         "--set=csi.kubeletRoot=/var/lib/k0s/kubelet,csi.volume.totalMiB=1024",
         "--set=vaultCA.configMap=,vaultCA.secret=vault-tls",
@@ -151,6 +152,10 @@ fn everything_that_is_off_by_default_can_be_switched_on() {
     assert_eq!(rule["spec"]["groups"], privileges::objects(&alerts)[0]["groups"]);
     assert_eq!(of_kind(&objects, "PodMonitor").len(), 1);
     assert!(of_kind(&objects, "PriorityClass").is_empty());
+    let configured = of_kind(&objects, "ConfigMap");
+    let config = configured.iter().find_map(|map| map["data"]["config.toml"].as_str());
+    let (_, csi) = config.expect("a configuration").split_once("[csi]").expect("[csi]");
+    assert!(csi.contains("\ntenant_roles = [\"shop\"]\n"), "{csi}");
     let dashboards = of_kind(&objects, "ConfigMap");
     let dashboard = dashboards.iter().find_map(|map| map["data"]["secrets-broker.json"].as_str());
     let dashboard: Value = serde_json::from_str(dashboard.expect("a dashboard")).expect("JSON");
