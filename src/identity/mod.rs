@@ -7,6 +7,7 @@ use crate::domain::{ConsumerId, Pod, VaultRole, VolumeName};
 
 pub mod cgroup;
 pub mod peer;
+pub mod token;
 
 /// How an identity was proved, weakest first so that policy can name the least it accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

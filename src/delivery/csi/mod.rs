@@ -35,8 +35,7 @@ mod volume;
 mod volumes;
 
 /// The messages and services of the kubelet's protocols.
-#[expect(missing_docs, reason = "generated from the protocols, which have their own documents")]
-#[expect(clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated from src/delivery/csi/proto")]
 mod proto {
     pub(crate) mod csi {
         tonic::include_proto!("csi.v1");

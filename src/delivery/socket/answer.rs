@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::request::Refusal;
 use super::transport::Answer;
-use crate::audit::AuditDown;
+use crate::audit::NotRecorded;
 use crate::broker::{Freshness, ReadError, Reply, shared_bytes};
 use crate::clock::BootInstant;
 use crate::domain::{PathKind, SecretBytes};
@@ -153,8 +153,8 @@ impl From<ReadError> for Refusal {
     }
 }
 
-impl From<AuditDown> for Refusal {
-    fn from(error: AuditDown) -> Self {
+impl From<NotRecorded> for Refusal {
+    fn from(error: NotRecorded) -> Self {
         Self::unavailable(error.to_string(), RETRY_SECONDS)
     }
 }
