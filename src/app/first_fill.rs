@@ -33,7 +33,10 @@ pub(super) async fn announce(
         0 => manager.ready("serving"),
         missing => {
             tracing::warn!(missing, "volumes have no files yet; the start does not wait longer");
-            manager.ready(&format!("serving; {missing} of {} volumes have no files yet", volumes.len()));
+            manager.ready(&format!(
+                "serving; {missing} of {} volumes have no files yet",
+                volumes.len()
+            ));
         }
     }
     intake.cancelled().await;

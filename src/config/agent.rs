@@ -103,7 +103,8 @@ pub(super) fn audit(root: &Section) -> AuditConfig {
     if let (Output::File(log), Some(anchor)) = (&output, &anchor)
         && log.parent() == anchor.parent()
     {
-        let message = "the anchor lies in the directory of the log: who can change one can change both";
+        let message =
+            "the anchor lies in the directory of the log: who can change one can change both";
         section.problem_at("anchor", message, "give it another directory, best on another device");
     }
     let config = AuditConfig {

@@ -63,10 +63,16 @@ fn helm_finds_nothing_to_complain_about() {
 #[test]
 fn the_manifests_are_what_the_chart_renders() {
     let committed = fs::read_to_string(root().join("deploy/manifests/install.yaml")).unwrap();
-    let header: String =
-        committed.lines().take_while(|line| line.starts_with("# ")).map(|l| format!("{l}\n")).collect();
+    let header: String = committed
+        .lines()
+        .take_while(|line| line.starts_with("# "))
+        .map(|l| format!("{l}\n"))
+        .collect();
     let fresh = template(&[]).unwrap();
-    assert!(committed == format!("{header}{fresh}"), "render deploy/manifests/install.yaml anew: {header}");
+    assert!(
+        committed == format!("{header}{fresh}"),
+        "render deploy/manifests/install.yaml anew: {header}"
+    );
 }
 
 #[test]
@@ -166,7 +172,10 @@ fn everything_that_is_off_by_default_can_be_switched_on() {
     let agent = pod["containers"].as_array().expect("containers").last().expect("the agent");
     assert_eq!(agent["resources"]["limits"]["memory"], "1216Mi");
     let text = serde_json::to_string(pod).expect("JSON");
-    assert!(text.contains(r#"{"items":[{"key":"ca.crt","path":"vault-ca.pem"}],"name":"vault-tls"}"#), "{text}");
+    assert!(
+        text.contains(r#"{"items":[{"key":"ca.crt","path":"vault-ca.pem"}],"name":"vault-tls"}"#),
+        "{text}"
+    );
     assert!(!text.contains("/var/lib/kubelet"), "{text}");
 }
 

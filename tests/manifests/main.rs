@@ -24,7 +24,8 @@ fn manifests() -> String {
 
 #[test]
 fn the_manifests_grant_what_the_golden_file_says_and_nothing_else() {
-    let (granted, golden) = (privileges(&objects(&manifests())), read("tests/manifests/golden.txt"));
+    let (granted, golden) =
+        (privileges(&objects(&manifests())), read("tests/manifests/golden.txt"));
     let surplus = granted.lines().filter(|line| !golden.lines().any(|known| known == *line));
     let missing = golden.lines().filter(|line| !granted.lines().any(|known| known == *line));
     let surplus: Vec<String> = surplus.map(|line| format!("+ {line}")).collect();
@@ -51,7 +52,10 @@ fn every_weaker_manifest_is_noticed() {
         ("hostNetwork: false", "hostNetwork: false\n      hostPID: true"),
         ("- name: config\n              mountPath", "- name: kubelet\n              mountPath"),
         ("mountPropagation: HostToContainer", "mountPropagation: Bidirectional"),
-        ("volumeMounts:\n", "env: []\n          volumeMounts:\n            - { name: api-access, mountPath: /a }\n"),
+        (
+            "volumeMounts:\n",
+            "env: []\n          volumeMounts:\n            - { name: api-access, mountPath: /a }\n",
+        ),
         ("name: system:service-account-issuer-discovery", "name: cluster-admin"),
         ("podInfoOnMount: true", "podInfoOnMount: false"),
         ("fsGroupPolicy: None", "fsGroupPolicy: File"),
@@ -67,7 +71,8 @@ fn every_weaker_manifest_is_noticed() {
         assert_ne!(privileges(&weaker), read("tests/manifests/golden.txt"), "{bad}");
     }
     let role = "kind: ClusterRole\nrules:\n  - resources: [secrets]\n    verbs: [get]\n";
-    let account = "kind: ClusterRole\nrules:\n  - resources: [serviceaccounts/token]\n    verbs: [create]\n";
+    let account =
+        "kind: ClusterRole\nrules:\n  - resources: [serviceaccounts/token]\n    verbs: [create]\n";
     for rights in [role, account] {
         assert_eq!(violations(&objects(rights)).len(), 1, "{rights}");
     }

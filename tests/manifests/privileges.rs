@@ -22,11 +22,8 @@ const LEFT_OUT: [&str; 12] = [
 /// What the agent's container may have beyond an ordinary user.
 const CAPABILITIES: [&str; 4] = ["CHOWN", "FOWNER", "IPC_LOCK", "LEASE"];
 /// Rights that lead to other rights.
-const RESOURCES: [(&str, &str); 3] = [
-    ("tokenreviews", "create"),
-    ("pods", "list"),
-    ("pods", "watch"),
-];
+const RESOURCES: [(&str, &str); 3] =
+    [("tokenreviews", "create"), ("pods", "list"), ("pods", "watch")];
 /// Cluster roles that are not ours.
 const FOREIGN_ROLES: [&str; 1] = ["system:service-account-issuer-discovery"];
 
@@ -51,7 +48,8 @@ pub fn privileges(objects: &[Value]) -> String {
 }
 
 fn flatten(value: &Value, path: String, found: &mut impl FnMut(&str, String)) {
-    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    let join =
+        |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, value) in fields.iter().filter(|(name, _)| !LEFT_OUT.contains(&&***name)) {
@@ -119,7 +117,8 @@ fn mounts(container: &Value) -> Vec<&str> {
 
 fn of_mounter(container: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    let foreign = mounts(container).into_iter().filter(|m| !["kubelet", "mounter-socket"].contains(m));
+    let foreign =
+        mounts(container).into_iter().filter(|m| !["kubelet", "mounter-socket"].contains(m));
     found.extend(foreign.map(|mount| format!("mounts {mount}")));
     for nothing in ["env", "envFrom", "ports"] {
         if !container[nothing].is_null() {

@@ -47,7 +47,7 @@ enabled = false
 [sockets.metrics]
 enabled = true
 address = "${POD_IP}"
-port = {{ .Values.metrics.port }}
+port = {{ int64 .Values.metrics.port }}
 
 [csi]
 enabled = true
@@ -58,9 +58,9 @@ node = "${NODE_NAME}"
 audience = {{ .audience | quote }}
 verify = {{ .verify | quote }}
 publish_timeout = {{ .publishTimeout | quote }}
-volume_size = "{{ .volume.sizeKiB }}KiB"
-volume_inodes = {{ .volume.inodes }}
-volume_bytes_total = "{{ .volume.totalMiB }}MiB"
+volume_size = "{{ int64 .volume.sizeKiB }}KiB"
+volume_inodes = {{ int64 .volume.inodes }}
+volume_bytes_total = "{{ int64 .volume.totalMiB }}MiB"
 {{- end }}
 mounter_socket = {{ include "secrets-broker.mounterSocket" . | quote }}
 {{- with .Values.csi.settings | trim }}

@@ -130,8 +130,7 @@ fn register_limits(registry: &mut Registry, limits: &[LimitReport]) {
 }
 
 fn register_volumes(registry: &mut Registry, volumes: &[VolumeStatus]) {
-    let (alarm, problems, pods) =
-        (Labelled::default(), Labelled::default(), Labelled::default());
+    let (alarm, problems, pods) = (Labelled::default(), Labelled::default(), Labelled::default());
     for state in POD_VOLUME_STATES {
         set(&pods, [("state", state.to_owned())], 0.0);
     }
@@ -196,15 +195,16 @@ mod tests {
             },
             &"db".parse().unwrap(),
         );
-        let volume = |name: &VolumeName, revision: Option<&str>, alarm: Option<&str>| VolumeStatus {
-            name: name.clone(),
-            path: "/v".into(),
-            mount: "tmpfs".to_owned(),
-            revision: revision.map(str::to_owned),
-            published_at: None,
-            alarm: alarm.map(str::to_owned),
-            items: Vec::new(),
-        };
+        let volume =
+            |name: &VolumeName, revision: Option<&str>, alarm: Option<&str>| VolumeStatus {
+                name: name.clone(),
+                path: "/v".into(),
+                mount: "tmpfs".to_owned(),
+                revision: revision.map(str::to_owned),
+                published_at: None,
+                alarm: alarm.map(str::to_owned),
+                items: Vec::new(),
+            };
         let declared = "shop".parse().unwrap();
         let volumes = [
             volume(&pod, Some("..1"), None),
