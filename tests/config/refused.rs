@@ -65,6 +65,20 @@ fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
         ("[limits]\nbytes = \"1MB\"", 2, "limits.bytes", "unknown unit", "\"64MiB\""),
         ("[limits]\nvalue_bytes = \"1GiB\"", 2, "limits.value_bytes", "more than bytes", "lower"),
         (
+            "[sockets.metrics]\nport = 70000",
+            2,
+            "sockets.metrics.port",
+            "at most 65535",
+            "another port",
+        ),
+        (
+            "[sockets.metrics]\naddress = \"localhost\"",
+            2,
+            "sockets.metrics.address",
+            "is refused",
+            "IP address",
+        ),
+        (
             "[sockets.host]\nmode = \"0999\"",
             2,
             "sockets.host.mode",
