@@ -12,7 +12,7 @@ use crate::support::process::eventually;
 fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
     let product = product();
     let node = &product.node;
-    product.bed.vault.put_kv2("secret/shop/web", json!({ "user": "web", "token": "s3cr3t" }));
+    product.bed.vault.put_kv2("shop/web", json!({ "user": "web", "token": "s3cr3t" }));
     product.account("shop", "web");
     node.kubectl(&[
         "label", "namespace", "shop", "--overwrite", "pod-security.kubernetes.io/enforce=restricted",
@@ -57,7 +57,7 @@ fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
 fn a_pod_that_may_not_gets_nothing_and_its_events_say_why() {
     let product = product();
     let node = &product.node;
-    product.bed.vault.put_kv2("secret/shop/web", json!({ "token": "s3cr3t" }));
+    product.bed.vault.put_kv2("shop/web", json!({ "token": "s3cr3t" }));
     // The same account name in another namespace, which has no role in Vault.
     product.account("other", "web");
     let rows = [
