@@ -44,11 +44,7 @@ fn builder() -> Server {
     Server::builder().concurrency_limit_per_connection(CALLS_MAX)
 }
 
-async fn run(
-    router: Router,
-    socket: &BoundSocket,
-    work: &CancellationToken,
-) -> anyhow::Result<()> {
+async fn run(router: Router, socket: &BoundSocket, work: &CancellationToken) -> anyhow::Result<()> {
     router
         .serve_with_incoming_shutdown(incoming(socket), work.clone().cancelled_owned())
         .await

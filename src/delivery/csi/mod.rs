@@ -35,7 +35,13 @@ mod volume;
 mod volumes;
 
 /// The messages and services of the kubelet's protocols.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated from src/delivery/csi/proto")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from src/delivery/csi/proto"
+)]
 mod proto {
     pub(crate) mod csi {
         tonic::include_proto!("csi.v1");
