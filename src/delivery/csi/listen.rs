@@ -1,7 +1,7 @@
 //! The kubelet's two sockets: registration, found by the kubelet, and the driver's own.
 //!
-//! Both lie in directories that only root may enter. A caller must be root, too; whatever it is, its
-//! calls are believed only through the pod's token in them.
+//! Both lie in directories that only root may enter. A caller must be root, too; whatever it is,
+//! its calls are believed only through the pod's token in them.
 
 use std::io;
 

@@ -4,15 +4,16 @@ use std::str::FromStr;
 
 use crate::domain::{ServiceAccount, VaultRole};
 
-/// A pattern over role names: `*` is any run of characters, `{namespace}` and `{serviceaccount}` are
-/// the pod's own names.
+/// A pattern over role names: `*` is any run of characters, `{namespace}` and `{serviceaccount}`
+/// are the pod's own names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantRole(String);
 
 /// Why a pattern was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "is no pattern over role names: write letters, digits, '-', '_', '.', '*', {{namespace}} and {{serviceaccount}}"
+    "is no pattern over role names: write letters, digits, '-', '_', '.', '*', {{namespace}} and \
+     {{serviceaccount}}"
 )]
 pub struct TenantRoleError;
 

@@ -75,7 +75,7 @@ impl Volume {
             tokio::select! {
                 () = work.cancelled() => break,
                 Some(ended) = ended(keeping) => {
-                    tracing::error!(volume = %self.key, ended, "a volume is no longer kept current");
+                    tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                 }
                 command = commands.recv() => match command {
                     None => break,
