@@ -70,13 +70,8 @@ impl App {
         let board = VolumeBoard::default();
         let volume_names: Vec<VolumeName> =
             config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
-        let reloader = Reloader::new(
-            file,
-            policy.clone(),
-            audit.clone(),
-            fingerprint,
-            manager.clone(),
-        );
+        let reloader =
+            Reloader::new(file, policy.clone(), audit.clone(), fingerprint, manager.clone());
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -103,7 +98,8 @@ impl App {
             metrics: Metrics::new(),
         };
         serve(&config.sockets, config.socket_limits, deps, &stages, &mut supervisor)?;
-        let start = first_fill::announce(manager, board.clone(), volume_names, stages.intake.clone());
+        let start =
+            first_fill::announce(manager, board.clone(), volume_names, stages.intake.clone());
         supervisor.spawn("start", Stage::Intake, start);
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board };
         if let Some(settings) = config.csi {

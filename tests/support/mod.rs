@@ -23,7 +23,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 /// A program that `tests/servers/build` made.
-fn server_program(name: &str) -> PathBuf {
+pub fn server_program(name: &str) -> PathBuf {
     const VARIABLE: &str = "SECRETS_BROKER_TEST_SERVERS";
     let dir = env::var_os(VARIABLE).unwrap_or_else(|| {
         panic!(
