@@ -144,13 +144,14 @@ fn pods_tokens_travel_as_secrets_where_the_cluster_knows_how() {
 
 #[test]
 fn everything_that_is_off_by_default_can_be_switched_on() {
+    let digest = format!("--set=image.digest=sha256:{}", "1".repeat(64));
     let objects = rendered(&[
         "--set=podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
         "--set-string=csi.settings=tenant_roles = [\"shop\"]",
         "--set=hostNetwork=true,priorityClass.create=false,priorityClass.name=system-node-critical",
         "--set=csi.kubeletRoot=/var/lib/k0s/kubelet,csi.volume.totalMiB=1024",
         "--set=vaultCA.configMap=,vaultCA.secret=vault-tls",
-        "--set=image.digest=sha256:1111111111111111111111111111111111111111111111111111111111111111",
+        &digest,
     ]);
     assert_eq!(violations(&objects), Vec::<String>::new());
     let alerts = fs::read_to_string(chart().join("files/alerts.yaml")).unwrap();

@@ -26,6 +26,7 @@ fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let variable = |name: &str| match name {
         "SECRETS_BROKER_KEY" => Some("0".repeat(64)),
         "VAULT_HOST" => Some("vault.example.com".to_owned()),
+        "NODE_NAME" => Some("node-1".to_owned()),
         "PASSWORD" => Some("hunter2".to_owned()),
         _ => None,
     };

@@ -65,20 +65,6 @@ fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
         ("[limits]\nbytes = \"1MB\"", 2, "limits.bytes", "unknown unit", "\"64MiB\""),
         ("[limits]\nvalue_bytes = \"1GiB\"", 2, "limits.value_bytes", "more than bytes", "lower"),
         (
-            "[sockets.metrics]\nport = 70000",
-            2,
-            "sockets.metrics.port",
-            "at most 65535",
-            "another port",
-        ),
-        (
-            "[sockets.metrics]\naddress = \"localhost\"",
-            2,
-            "sockets.metrics.address",
-            "is refused",
-            "IP address",
-        ),
-        (
             "[sockets.host]\nmode = \"0999\"",
             2,
             "sockets.host.mode",
@@ -353,4 +339,24 @@ fn a_bad_source_is_named() {
     }
     let two = format!("{VAULT}[sources.local]\nkind = \"local\"\nfile = \"/x\"\n");
     assert_eq!(parse(&two).unwrap_err()[0].message, "several sources and none is the default");
+}
+
+#[test]
+fn a_port_for_metrics_is_an_address_and_a_number() {
+    check(&[
+        (
+            "[sockets.metrics]\nport = 70000",
+            2,
+            "sockets.metrics.port",
+            "at most 65535",
+            "another port",
+        ),
+        (
+            "[sockets.metrics]\naddress = \"localhost\"",
+            2,
+            "sockets.metrics.address",
+            "is refused",
+            "IP address",
+        ),
+    ]);
 }

@@ -33,7 +33,7 @@ pub fn objects(yaml: &str) -> Vec<Value> {
     objects.into_iter().filter(|object| !object.is_null()).collect()
 }
 
-/// One line per setting, in the order of the file: `DaemonSet name: path = value`.
+/// One line per setting, sorted: `DaemonSet name: path = value`.
 pub fn privileges(objects: &[Value]) -> String {
     let mut lines = Vec::new();
     for object in objects {
@@ -44,6 +44,7 @@ pub fn privileges(objects: &[Value]) -> String {
             }
         });
     }
+    lines.sort();
     lines.join("\n") + "\n"
 }
 
