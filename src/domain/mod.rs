@@ -17,7 +17,7 @@ pub use mount::{EngineKind, Mount, PathKind};
 pub use path::{PathError, SecretPath, SecretRef};
 pub use pattern::{PathPattern, PatternError};
 pub use pod::{
-    CsiDriverName, KubernetesNameError, Namespace, NodeName, Pod, PodName, PodUid, PodVolumeName,
+    ContainerId, CsiDriverName, KubernetesNameError, Namespace, NodeName, Pod, PodName, PodUid, PodVolumeName,
     ServiceAccount, ServiceAccountName, ServiceAccountUid,
 };
 pub use secret::{LeaseId, SecretBytes, Token, TokenError};

@@ -51,7 +51,8 @@ action "read" appliesTo {
 "#;
 
 /// Every proof, weakest first: a caller has `proofs` up to and including its own.
-const PROOFS: [ProofStrength; 4] = [
+const PROOFS: [ProofStrength; 5] = [
+    ProofStrength::SocketOnly,
     ProofStrength::PeerCred,
     ProofStrength::PidFd,
     ProofStrength::Token,
