@@ -148,7 +148,8 @@ impl KubeletCgroup {
     /// The root around the one segment of `path` that is `pod`.
     fn around(path: &str, pod: &PodUid) -> Option<Self> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let names = |segment: &&str| segment.contains(&slice_uid(pod)) || segment.contains(pod.as_str());
+        let names =
+            |segment: &&str| segment.contains(&slice_uid(pod)) || segment.contains(pod.as_str());
         let at = segments.iter().position(names)?;
         let candidates = (0..=at).rev().flat_map(|end| {
             let root = format!("/{}", segments[..end].join("/"));
@@ -156,7 +157,8 @@ impl KubeletCgroup {
             let one_segment = (end == at).then(|| Self::one_segment(&root, segments[at])).flatten();
             [configured, one_segment]
         });
-        let fits = |one: &Self| matches!(one.place_absolute(path), Place::Pod(uid, _) if uid == *pod);
+        let fits =
+            |one: &Self| matches!(one.place_absolute(path), Place::Pod(uid, _) if uid == *pod);
         candidates.flatten().find(fits)
     }
 
@@ -184,8 +186,8 @@ impl KubeletCgroup {
             return None;
         }
         let namespace = self.namespace.as_ref();
-        let Some((namespace, depth)) = namespace
-            .and_then(|namespace| Some((namespace, *namespace.depths.get(hierarchy)?)))
+        let Some((namespace, depth)) =
+            namespace.and_then(|namespace| Some((namespace, *namespace.depths.get(hierarchy)?)))
         else {
             return (ups == 0).then(|| path.to_owned());
         };

@@ -86,7 +86,10 @@ fn a_root_is_learned_from_the_agents_own_pod_or_not_at_all() {
     let roots = [
         ("/kubepods", format!("0::/kubepods/besteffort/pod{own}/{ID}\n")),
         ("/a/kubepods", format!("3:cpu:/\n2:pids:/a/kubepods/pod{own}/{ID}\n")),
-        ("/kubepods.slice", format!("0::/kubepods.slice/kubepods-pod{own_}.slice/crio-{ID}.scope\n")),
+        (
+            "/kubepods.slice",
+            format!("0::/kubepods.slice/kubepods-pod{own_}.slice/crio-{ID}.scope\n"),
+        ),
     ];
     for (root, text) in roots {
         let kubelet = learned(text).unwrap();

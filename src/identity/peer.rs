@@ -69,6 +69,9 @@ pub enum PeerError {
     /// Only root and the agent's own user are operators.
     #[error("user {0} is no operator: use root or the agent's own user")]
     NotOperator(u32),
+    /// Only root may be the kubelet.
+    #[error("user {0} is not root, as the kubelet is")]
+    NotRoot(u32),
 }
 
 /// A connected process: credentials, place and a handle that outlives pid reuse.
@@ -123,14 +126,7 @@ impl Peer {
     /// The identity this peer has at a door for users of the host, if it has one. Whatever runs in a
     /// pod is a pod or nothing: never a user, never an operator.
     pub fn identify(&self, listener: Listener) -> Result<Identity, PeerError> {
-        match self.placement {
-            Placement::Host => {}
-            Placement::Pod { .. } => return Err(PeerError::InContainer("a Kubernetes pod")),
-            Placement::Container { reason } => return Err(PeerError::InContainer(reason)),
-        }
-        if !self.own_user_namespace {
-            return Err(PeerError::OtherUserNamespace);
-        }
+        self.on_host()?;
         let operator = self.uid == 0 || self.uid == rustix::process::geteuid().as_raw();
         if listener == Listener::Operator && !operator {
             return Err(PeerError::NotOperator(self.uid));
@@ -152,6 +148,22 @@ impl Peer {
             }
             Placement::Pod { .. } => Err(PeerError::OtherPod),
             Placement::Host => Err(PeerError::OutsidePods),
+            Placement::Container { reason } => Err(PeerError::InContainer(reason)),
+        }
+    }
+
+    /// Whether it is root of the host, which is what the kubelet is on the sockets of a driver.
+    pub fn host_root(&self) -> Result<(), PeerError> {
+        self.on_host()?;
+        if self.uid == 0 { Ok(()) } else { Err(PeerError::NotRoot(self.uid)) }
+    }
+
+    /// A uid means something only outside of every container, in the agent's own user namespace.
+    fn on_host(&self) -> Result<(), PeerError> {
+        match self.placement {
+            Placement::Host if self.own_user_namespace => Ok(()),
+            Placement::Host => Err(PeerError::OtherUserNamespace),
+            Placement::Pod { .. } => Err(PeerError::InContainer("a Kubernetes pod")),
             Placement::Container { reason } => Err(PeerError::InContainer(reason)),
         }
     }

@@ -83,14 +83,18 @@ fn a_peer_in_a_pod_is_that_pod_or_nothing_whatever_its_uid_is() {
     let volume: VolumeName = "v".parse().unwrap();
     let inside = peer(0, placed(uid), false);
     let identity = inside.identify_in_pod(&pod(uid), &volume, None).unwrap();
-    assert_eq!((identity.listener(), identity.strength()), (Listener::PodSocket, ProofStrength::PeerCred));
+    assert_eq!(
+        (identity.listener(), identity.strength()),
+        (Listener::PodSocket, ProofStrength::PeerCred)
+    );
     assert!(matches!(identity.subject(), Subject::Pod(pod) if pod.uid.as_str() == uid));
     for listener in [Listener::Host, Listener::Operator] {
         assert!(matches!(inside.identify(listener), Err(PeerError::InContainer(_))));
     }
 
     let other = pod("00000000-3f1b-4c8d-9e6f-0a1b2c3d4e5f");
-    let refused = |placement| peer(0, placement, true).identify_in_pod(&other, &volume, None).unwrap_err();
+    let refused =
+        |placement| peer(0, placement, true).identify_in_pod(&other, &volume, None).unwrap_err();
     assert!(matches!(refused(placed(uid)), PeerError::OtherPod));
     assert!(matches!(refused(Placement::Host), PeerError::OutsidePods));
     let doubtful = Placement::Container { reason: "a test" };

@@ -21,7 +21,9 @@ const PROC_FILE_BYTES_MAX: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Limit {
     /// The agent does not see the processes of its peers.
-    #[error("the agent has a pid namespace of its own, so peers cannot be placed; set hostPID: true")]
+    #[error(
+        "the agent has a pid namespace of its own, so peers cannot be placed; set hostPID: true"
+    )]
     OwnPidNamespace,
     /// The kubelet's cgroup root is not known.
     #[error("peers cannot be placed: {0}")]
@@ -30,7 +32,9 @@ pub enum Limit {
     #[error("peers cannot be placed: /proc/{0}/cgroup cannot be read; is /proc hidden?")]
     Unreadable(&'static str),
     /// The agent did not find itself where it is.
-    #[error("peers cannot be placed: the agent finds itself {found}, not in its pod {pod}; set cgroup_root")]
+    #[error(
+        "peers cannot be placed: the agent finds itself {found}, not in its pod {pod}; set cgroup_root"
+    )]
     NotFound {
         /// Where it found itself.
         found: Placed,
@@ -82,11 +86,9 @@ pub fn attest_self(own_pod: &PodUid, cgroup_root: Option<&str>) -> NodeProof {
             limit: (strength < ProofStrength::PidFd).then_some(Limit::NoPidFd),
             kubelet: Some(kubelet),
         },
-        Err(limit) => NodeProof {
-            strength: ProofStrength::SocketOnly,
-            limit: Some(limit),
-            kubelet: None,
-        },
+        Err(limit) => {
+            NodeProof { strength: ProofStrength::SocketOnly, limit: Some(limit), kubelet: None }
+        }
     }
 }
 
@@ -158,7 +160,9 @@ mod tests {
         let init = "4:pids:/\n0::/init.scope\n";
         assert!(judged(&text, init, None).is_ok());
         assert!(judged(&text, init, Some("/kubepods")).is_ok());
-        assert!(judged(&text, init, Some("/kubelet/kubepods")).unwrap_err().contains("cgroup_root"));
+        assert!(
+            judged(&text, init, Some("/kubelet/kubepods")).unwrap_err().contains("cgroup_root")
+        );
         let relative = judged("0::/\n", "0::/../../../../init.scope\n", Some("/kubepods.slice"));
         assert!(relative.is_ok());
     }
