@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -65,7 +65,7 @@ impl Puppet {
         match *words.as_slice() {
             ["connect", path] => self.sockets.push(UnixStream::connect(path)?.into()),
             ["hang-up"] => self.sockets.clear(),
-            ["ask"] => drop(write(self.socket()?, b"GET")?),
+            ["ask"] => _ = write(self.socket()?, b"GET")?,
             ["make", path] => std::fs::create_dir_all(path)?,
             ["enter", path] => std::fs::write(Path::new(path).join("cgroup.procs"), "0")?,
             ["become", uid, gid] => become_user(uid, gid, &[])?,
@@ -91,7 +91,7 @@ impl Puppet {
             _ => return Err(format!("no such act: {line}").into()),
         }
         if line == "exit" {
-            drop(write(std::io::stdout(), b"ok\n"));
+            write(std::io::stdout(), b"ok\n")?;
             std::process::exit(0);
         }
         Ok(String::new())
