@@ -28,7 +28,7 @@ use report::{median, verdict};
 
 const RATE_LEAST: f64 = 0.85;
 const P99_MOST: f64 = 1.5;
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 21;
 const ROUND: Duration = Duration::from_millis(300);
 const KV: &str = "secret/data/shop/web";
 const LEASED: &str = "database/creds/shop";

@@ -13,7 +13,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Libraries that log request paths, headers or bodies are silenced whatever the level is.
 const LIBRARIES: &str = "vaultrs=off,rustify=off,rustify_derive=off,hyper=warn,hyper_util=warn,\
-                         reqwest=warn,rustls=warn,h2=warn,notify=warn,cedar_policy=warn";
+                         reqwest=warn,rustls=warn,h2=warn,notify=warn,cedar_policy=warn,kube=off,\
+                         kube_client=off,kube_core=off,tower=warn,tower_http=off";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -126,7 +126,7 @@ fn authorized() -> Authorized {
 async fn ended_sessions(stops: bool) -> usize {
     let dir = tempfile::tempdir().unwrap();
     let output = Output::File(dir.path().join("audit.log"));
-    let (audit, _writer) = Audit::open(AuditConfig { output, per_read: false }).unwrap();
+    let (audit, _writer) = Audit::open(AuditConfig { output, ..AuditConfig::default() }).unwrap();
     let database = Arc::new(Database::default());
     let source: SharedSource = database.clone();
     let sources = BTreeMap::from([("vault".parse().unwrap(), source)]);

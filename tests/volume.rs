@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
-use secrets_broker::broker::{DataView, Entry};
+use secrets_broker::broker::{DataView, Entry, shared_bytes};
 use secrets_broker::clock::BootInstant;
 use secrets_broker::delivery::files::config::Reference;
 use secrets_broker::delivery::files::level::{Level, Levels, Seen};
@@ -96,7 +96,7 @@ impl Volume {
         let body = SecretBytes::new(format!(r#"{{"token":"{token}"}}"#).into_bytes());
         let whole = 0..body.len();
         let entry = Entry {
-            data: DataView::new(Arc::new(body), whole),
+            data: DataView::new(shared_bytes(body), whole),
             kind: PathKind::Kv,
             fetched_at: at(10),
             fresh_until: at(1_000),

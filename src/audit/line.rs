@@ -4,30 +4,42 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::AuditEvent;
+use super::chain::{self, Head};
 use crate::domain::SecretRef;
 use crate::identity::Identity;
 
-/// Encodes one record, line end included. A chain over the lines would add its link here.
-pub(super) fn encode(at: Timestamp, seq: u64, instance: &str, event: &AuditEvent) -> Vec<u8> {
-    let line = Line { time: format!("{at:.6}"), seq, instance, body: Body::from(event) };
+/// Encodes the line after `head`, line end included, and makes it the head.
+pub(super) fn encode(at: Timestamp, instance: &str, head: &mut Head, body: Body<'_>) -> Vec<u8> {
+    head.seq += 1;
+    let prev = head.hash.to_string();
+    let line = Line { time: time(at), seq: head.seq, instance, body, prev };
     let mut bytes = serde_json::to_vec(&line).expect("strings, numbers and booleans always encode");
-    bytes.push(b'\n');
+    head.hash = chain::seal(&mut bytes);
     bytes
+}
+
+/// RFC 3339, UTC, always as long: times compare as text.
+pub(super) fn time(at: Timestamp) -> String {
+    format!("{at:.6}")
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
-    /// RFC 3339, UTC.
+    /// First, because a line is found by its beginning when another one was cut off before it.
     time: String,
     seq: u64,
     instance: &'a str,
     #[serde(flatten)]
     body: Body<'a>,
+    /// Hash of the line before; the line's own hash follows when it is sealed.
+    prev: String,
 }
 
+/// What is said about one event. The first five are for [`AuditEvent`]s, the others are what the
+/// log says about itself.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-enum Body<'a> {
+pub(super) enum Body<'a> {
     Decision {
         #[serde(flatten)]
         caller: Caller,
@@ -67,17 +79,36 @@ enum Body<'a> {
     Lifecycle {
         message: &'a str,
     },
+    Coalesced {
+        identity: &'a str,
+        #[serde(flatten)]
+        left_out: LeftOut,
+    },
+    Lost {
+        lost: u64,
+    },
+}
+
+/// What one caller did beyond its budget, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct LeftOut {
+    pub(super) denied: u64,
+    /// Permissions like one that has a line within the same second.
+    pub(super) repeated: u64,
+    pub(super) served: u64,
+    /// Permissions that were not used, because they could not be recorded.
+    pub(super) refused: u64,
 }
 
 #[derive(Serialize)]
-struct Caller {
+pub(super) struct Caller {
     identity: String,
     listener: String,
     proof: String,
 }
 
 #[derive(Serialize)]
-struct Secret<'a> {
+pub(super) struct Secret<'a> {
     source: &'a str,
     path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,8 +174,17 @@ mod tests {
 
     use super::*;
 
-    /// One event of each kind with every field set.
-    fn samples() -> Vec<AuditEvent> {
+    /// One line of each kind with every field set.
+    fn samples() -> Vec<Vec<u8>> {
+        let mut head = Head::start("i");
+        let events = events();
+        let left_out = LeftOut::default();
+        let own = [Body::Coalesced { identity: "uid:1", left_out }, Body::Lost { lost: 1 }];
+        let bodies = events.iter().map(Body::from).chain(own);
+        bodies.map(|body| encode(Timestamp::UNIX_EPOCH, "i", &mut head, body)).collect()
+    }
+
+    fn events() -> Vec<AuditEvent> {
         let identity = Identity::declared_volume("shop".parse().unwrap());
         let secret = SecretRef {
             source: "vault".parse().unwrap(),
@@ -180,8 +220,7 @@ mod tests {
     #[test]
     fn every_field_is_in_the_documented_table_and_the_table_has_no_other() {
         let mut in_code = BTreeSet::new();
-        for event in samples() {
-            let line = encode(Timestamp::UNIX_EPOCH, 1, "i", &event);
+        for line in samples() {
             let line: serde_json::Map<String, serde_json::Value> =
                 serde_json::from_slice(&line).unwrap();
             let kind = line["event"].as_str().unwrap().to_owned();
@@ -204,10 +243,20 @@ mod tests {
 
     #[test]
     fn a_line_is_one_line_whatever_the_text_in_it() {
-        for event in samples() {
-            let line = encode(Timestamp::UNIX_EPOCH, 1, "i", &event);
+        for line in samples() {
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-            assert!(line.ends_with(b"}\n"));
+            assert!(line.starts_with(br#"{"time":""#) && line.ends_with(b"}\n"));
+        }
+    }
+
+    #[test]
+    fn each_line_names_the_hash_of_the_line_before() {
+        let mut before = chain::LineHash::genesis("i");
+        for (index, line) in samples().iter().enumerate() {
+            let fields: serde_json::Value = serde_json::from_slice(line).unwrap();
+            assert_eq!(fields["seq"], index + 1);
+            assert_eq!(fields["prev"], before.to_string());
+            before = chain::unseal(line.trim_ascii_end()).unwrap();
         }
     }
 }

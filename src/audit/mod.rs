@@ -2,12 +2,15 @@
 //!
 //! Identities and paths in clear; tokens and lease ids only as keyed HMAC-SHA256; values never.
 //! No audit means no *new* secret: callers check the result of [`Audit::record`] before serving.
-//! Renewals, ends and wipes are never blocked by it. The fields are listed in `docs/audit.md`.
+//! Renewals, ends and wipes are never blocked by it. Each line holds the hash of the one before, and
+//! checkpoints go to a second place; [`verify`] checks both. One caller's flood is counted instead
+//! of written. The fields are listed in `docs/audit.md`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
@@ -15,13 +18,20 @@ use sha2::Sha256;
 use tokio::sync::{Notify, mpsc};
 use zeroize::Zeroizing;
 
+use crate::clock::BootInstant;
 use crate::domain::{LeaseId, RuleName, SecretRef, Token};
 use crate::identity::Identity;
 
+use budget::{Admission, Budgets, Place};
+
+mod anchor;
+mod budget;
+mod chain;
 mod line;
 mod sink;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 mod writer;
 
 pub use writer::AuditWriter;
@@ -37,6 +47,24 @@ pub struct AuditConfig {
     pub output: Output,
     /// Whether deliveries record every single read instead of summaries.
     pub per_read: bool,
+    /// Where checkpoints go beside the log: an append-only file, best on another device.
+    pub anchor: Option<PathBuf>,
+    /// The longest time for which a line is not covered by a checkpoint.
+    pub anchor_interval: Duration,
+    /// Lines one caller may make in a second; what is beyond is counted.
+    pub lines_per_second_per_caller: u32,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            output: Output::Stdout,
+            per_read: false,
+            anchor: None,
+            anchor_interval: Duration::from_secs(60),
+            lines_per_second_per_caller: 200,
+        }
+    }
 }
 
 /// Where lines are written.
@@ -53,7 +81,7 @@ pub enum Output {
 pub enum AuditError {
     /// The file could not be opened for appending.
     #[error(
-        "cannot append to the audit file '{}'; create its directory, or correct [audit] file",
+        "cannot append to the audit file '{}'; create its directory, or correct [audit]",
         path.display()
     )]
     Open {
@@ -65,7 +93,7 @@ pub enum AuditError {
     },
     /// A device, socket or pipe.
     #[error(
-        "the audit file '{}' is not a regular file; name one, or use output = \"stdout\"",
+        "the audit file '{}' is not a regular file; name one, or none, in [audit]",
         path.display()
     )]
     NotAFile {
@@ -75,15 +103,33 @@ pub enum AuditError {
     /// Standard output is closed.
     #[error("cannot use standard output for the audit log")]
     Stdout(#[source] std::io::Error),
+    /// A checkpoint could not be appended.
+    #[error("cannot append to the audit anchor '{}'", path.display())]
+    Anchor {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is in the log may not be on disk yet.
+    #[error("cannot sync the audit log")]
+    Sync(#[source] std::io::Error),
     /// The kernel gave no random bytes.
     #[error("cannot draw a key for the audit log: {0}")]
     Random(getrandom::Error),
 }
 
-/// The audit log cannot take records: full queue or failed writer.
+/// A record was not taken, so what it is about must not happen if it serves something new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("audit log is not accepting records; no new secret is served until it does")]
-pub struct AuditDown;
+pub enum NotRecorded {
+    /// Full queue or failed writer: nobody is served anything new.
+    #[error("audit log is not accepting records; no new secret is served until it does")]
+    Down,
+    /// This caller has used its share up; others have theirs.
+    #[error("this caller makes more audit records than it may; ask for less, or a second later")]
+    OverBudget,
+}
 
 /// What happened. Closed on purpose: a new kind is a reviewed change.
 #[derive(Debug, Clone)]
@@ -153,6 +199,8 @@ pub struct Audit {
 struct Record {
     at: Timestamp,
     event: AuditEvent,
+    /// Held while the record waits; `None` for what no caller did.
+    _place: Option<Place>,
 }
 
 /// What the handles and the writer both see.
@@ -165,16 +213,21 @@ struct Shared {
     failed: AtomicBool,
     /// Records that did not fit into the queue since the last line that said so.
     lost: AtomicU64,
+    budgets: Budgets,
     reopen: Notify,
 }
 
 impl Audit {
     /// Opens the output. The writer must be run, or records are only taken until the queue is full.
     pub fn open(config: AuditConfig) -> Result<(Self, AuditWriter), AuditError> {
-        Self::with_sink(sink::Sink::open(&config.output)?, config.per_read)
+        Self::with_sink(sink::Sink::open(&config.output)?, config)
     }
 
-    fn with_sink(sink: sink::Sink, per_read: bool) -> Result<(Self, AuditWriter), AuditError> {
+    fn with_sink(
+        sink: sink::Sink,
+        config: AuditConfig,
+    ) -> Result<(Self, AuditWriter), AuditError> {
+        let anchor = config.anchor.map(anchor::AnchorFile::open).transpose()?;
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(key.as_mut_slice()).map_err(AuditError::Random)?;
         let instance = format!("{:016x}", getrandom::u64().map_err(AuditError::Random)?);
@@ -182,24 +235,40 @@ impl Audit {
         let shared = Arc::new(Shared {
             instance,
             key,
-            per_read,
+            per_read: config.per_read,
             failed: AtomicBool::new(false),
             lost: AtomicU64::new(0),
+            budgets: Budgets::new(config.lines_per_second_per_caller, config.per_read),
             reopen: Notify::new(),
         });
-        let writer = AuditWriter::new(records, Arc::clone(&shared), sink);
+        let schedule = anchor::Schedule::new(config.anchor_interval);
+        let writer = AuditWriter::new(records, Arc::clone(&shared), sink, anchor, schedule);
         Ok((Self { queue, shared }, writer))
     }
 
-    /// Queues a record; an error means nothing new may be served.
+    /// Queues a record, or counts it when its caller is over its budget; an error means that
+    /// nothing new may be served.
     ///
     /// Never waits. While the output fails, records are still kept as long as they fit.
-    pub fn record(&self, event: AuditEvent) -> Result<(), AuditDown> {
-        if self.queue.try_send(Record { at: Timestamp::now(), event }).is_err() {
+    pub fn record(&self, event: AuditEvent) -> Result<(), NotRecorded> {
+        let free = self.queue.capacity();
+        let place = match self.shared.budgets.admit(&event, free, BootInstant::now()) {
+            None => None,
+            Some(Admission::Line(place)) => Some(place),
+            Some(Admission::Counted) => return self.unless_down(),
+            Some(Admission::Refused) => return Err(NotRecorded::OverBudget),
+        };
+        let record = Record { at: Timestamp::now(), event, _place: place };
+        if self.queue.try_send(record).is_err() {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
-            return Err(AuditDown);
+            return Err(NotRecorded::Down);
         }
-        if self.shared.failed.load(Ordering::Relaxed) { Err(AuditDown) } else { Ok(()) }
+        self.unless_down()
+    }
+
+    fn unless_down(&self) -> Result<(), NotRecorded> {
+        let failed = self.shared.failed.load(Ordering::Relaxed) || self.queue.is_closed();
+        if failed { Err(NotRecorded::Down) } else { Ok(()) }
     }
 
     /// Whether records are being taken right now.

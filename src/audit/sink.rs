@@ -76,7 +76,8 @@ impl Sink {
     }
 }
 
-fn open_file(path: &Path) -> Result<File, AuditError> {
+/// Opens a file for appending on a line of its own; it is created with mode 0600.
+pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
     let failed = |source: io::Error| AuditError::Open { path: path.to_owned(), source };
     // NONBLOCK so that a pipe in the file's place is an error instead of a hang.
     let flags = OFlags::RDWR

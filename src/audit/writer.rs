@@ -1,4 +1,5 @@
-//! The task that owns the output: numbers records, writes lines, retries, and drains at the stop.
+//! The task that owns the output: chains and writes lines, sets checkpoints, retries, and drains at
+//! the stop.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -8,15 +9,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::anchor::{AnchorFile, Checkpoint, Schedule};
+use super::chain::Head;
+use super::line::{self, Body};
 use super::sink::Sink;
-use super::{AuditEvent, Record, Shared, line};
+use super::{AuditError, Record, Shared, budget};
+use crate::telemetry::Chain;
 
 /// Records taken from the queue at once; the rest stays where its bound is known.
 const BATCH_RECORDS_MAX: usize = 64;
 /// Pause between attempts while the output fails.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// What stands for the callers that share a budget because there are too many.
+const OTHER_CALLERS: &str = "others";
 
 /// Owns the output. Run it as the supervised task of the evidence stage.
 pub struct AuditWriter {
@@ -24,15 +32,36 @@ pub struct AuditWriter {
     shared: Arc<Shared>,
     /// Locked only on the blocking pool, by one piece of work at a time.
     sink: Arc<Mutex<Sink>>,
-    /// Lines taken from the queue and not yet written; at most one batch.
+    /// Lines taken from the queue and not yet written; at most one batch and its summaries.
     lines: VecDeque<Vec<u8>>,
-    next_seq: u64,
+    /// The newest line, written or not.
+    head: Head,
+    anchor: Option<AnchorFile>,
+    schedule: Schedule,
+    anchor_failed: bool,
+    /// When what callers did beyond their budgets is to be written.
+    summary_at: Option<Instant>,
 }
 
 impl AuditWriter {
-    pub(super) fn new(records: mpsc::Receiver<Record>, shared: Arc<Shared>, sink: Sink) -> Self {
-        let sink = Arc::new(Mutex::new(sink));
-        Self { records, shared, sink, lines: VecDeque::new(), next_seq: 1 }
+    pub(super) fn new(
+        records: mpsc::Receiver<Record>,
+        shared: Arc<Shared>,
+        sink: Sink,
+        anchor: Option<AnchorFile>,
+        schedule: Schedule,
+    ) -> Self {
+        Self {
+            records,
+            sink: Arc::new(Mutex::new(sink)),
+            lines: VecDeque::new(),
+            head: Head::start(&shared.instance),
+            shared,
+            anchor,
+            schedule,
+            anchor_failed: false,
+            summary_at: None,
+        }
     }
 
     /// Writes until `evidence` is cancelled, then takes what is still queued, writes and syncs it.
@@ -41,6 +70,7 @@ impl AuditWriter {
     /// records were lost at the stop, or that a write panicked.
     pub async fn run(mut self, evidence: CancellationToken) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH_RECORDS_MAX);
+        self.schedule.written(self.head.seq, Instant::now());
         loop {
             let waiting = !self.lines.is_empty();
             // Every arm is cancel-safe: `recv_many` leaves records in the queue, `notified` keeps
@@ -50,6 +80,11 @@ impl AuditWriter {
                 () = evidence.cancelled() => break,
                 () = self.shared.reopen.notified() => self.reopen().await?,
                 () = tokio::time::sleep(RETRY_EVERY), if waiting => {}
+                () = at(self.schedule.due()), if !waiting => self.checkpoint().await?,
+                () = at(self.summary_at), if !waiting => self.summarise(),
+                () = self.shared.budgets.left_out.notified(), if self.summary_at.is_none() => {
+                    self.summary_at = Some(Instant::now() + budget::WINDOW);
+                }
                 count = self.records.recv_many(&mut batch, BATCH_RECORDS_MAX), if !waiting => {
                     if count == 0 {
                         // All handles are gone; there is nothing left to do but the final sync.
@@ -71,27 +106,36 @@ impl AuditWriter {
             rest.push(record);
         }
         self.encode(rest.into_iter());
+        self.summarise();
         self.flush().await?;
         let unwritten = self.lines.len();
         anyhow::ensure!(unwritten == 0, "{unwritten} audit records could not be written");
-        self.blocking(|sink, _| sink.sync()).await?.context("cannot sync the audit log")
+        self.blocking(|sink, _| sink.sync()).await?.map_err(AuditError::Sync)?;
+        self.checkpoint().await
     }
 
     fn encode(&mut self, records: impl Iterator<Item = Record>) {
         for record in records {
-            self.push(record.at, &record.event);
+            self.push(record.at, Body::from(&record.event));
         }
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let message = format!("{lost} records did not fit into the queue and are lost");
-            self.push(Timestamp::now(), &AuditEvent::Lifecycle { message });
+            self.push(Timestamp::now(), Body::Lost { lost });
         }
     }
 
-    fn push(&mut self, at: Timestamp, event: &AuditEvent) {
-        let line = line::encode(at, self.next_seq, &self.shared.instance, event);
-        self.lines.push_back(line);
-        self.next_seq += 1;
+    /// One line for each caller that was over its budget. They do not go through the queue, so
+    /// nothing can keep them out.
+    fn summarise(&mut self) {
+        self.summary_at = None;
+        for (caller, left_out) in self.shared.budgets.take_left_out() {
+            let identity = caller.as_ref().map_or(OTHER_CALLERS, |caller| caller.as_str());
+            self.push(Timestamp::now(), Body::Coalesced { identity, left_out });
+        }
+    }
+
+    fn push(&mut self, at: Timestamp, body: Body<'_>) {
+        self.lines.push_back(line::encode(at, &self.shared.instance, &mut self.head, body));
     }
 
     /// Writes what waits. A failure is remembered and shown, not returned.
@@ -105,15 +149,49 @@ impl AuditWriter {
             Ok(()) if failed_before => tracing::info!("the audit log is written again"),
             _ => {}
         }
+        if self.lines.is_empty() {
+            self.schedule.written(self.head.seq, Instant::now());
+        }
         Ok(())
     }
 
     async fn reopen(&mut self) -> anyhow::Result<()> {
-        if let Err(error) = self.blocking(|sink, _| sink.reopen()).await? {
-            let error = anyhow::Error::from(error);
-            let error = format!("{error:#}");
-            tracing::warn!(error, "audit file not reopened; lines go on to the old one");
+        match self.blocking(|sink, _| sink.reopen()).await? {
+            // The end of the old file is where the new one has to go on.
+            Ok(()) => self.checkpoint().await?,
+            Err(error) => {
+                let error = Chain(&error).to_string();
+                tracing::warn!(error, "audit file not reopened; lines go on to the old one");
+            }
         }
+        Ok(())
+    }
+
+    /// Says elsewhere how far the chain has come: what a checkpoint covers is on disk before.
+    async fn checkpoint(&mut self) -> anyhow::Result<()> {
+        if !self.lines.is_empty() {
+            return Ok(());
+        }
+        let (anchor, shared, head) = (self.anchor.clone(), Arc::clone(&self.shared), self.head);
+        let work = move |sink: &mut Sink, _: &mut VecDeque<Vec<u8>>| {
+            sink.sync().map_err(AuditError::Sync)?;
+            let line = Checkpoint::new(Timestamp::now(), &shared.instance, head).to_line();
+            anchor.map_or(Ok(()), |anchor| anchor.append(&line))
+        };
+        let result = self.blocking(work).await?;
+        let failed_before = std::mem::replace(&mut self.anchor_failed, result.is_err());
+        match result {
+            Ok(()) => self.schedule.covered(head.seq),
+            Err(error) => {
+                self.schedule.failed(head.seq, Instant::now());
+                if !failed_before {
+                    let error = Chain(&error).to_string();
+                    tracing::warn!(error, "an audit checkpoint is missing in the anchor");
+                }
+            }
+        }
+        let (instance, seq, hash) = (&self.shared.instance, head.seq, head.hash);
+        tracing::info!(%instance, seq, %hash, "audit checkpoint");
         Ok(())
     }
 
@@ -134,5 +212,13 @@ impl AuditWriter {
         .context("writing the audit log panicked")?;
         self.lines = lines;
         Ok(result)
+    }
+}
+
+/// Waits for a time, or for ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

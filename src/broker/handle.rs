@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::report::Report;
 use super::request::Request;
-use super::snapshot::Snapshot;
+use super::snapshot::{HashedKey, Snapshot};
 use super::{
     Freshness, LocalLease, LocalLeaseError, LoginTokens, ReadError, Reply, ResolveError,
     Subscription,
@@ -37,24 +37,21 @@ pub struct Broker {
 /// Where the snapshot has what was authorised; worked out once per decision, since copying the
 /// names for every read would make readers on several cores wait for each other.
 pub struct Place {
-    shared: CacheKey,
-    own: Option<CacheKey>,
-}
-
-impl Place {
-    /// The place of what was authorised.
-    pub fn of(authorized: &Authorized) -> Self {
-        let key = |consumer| CacheKey {
-            secret: authorized.secret().clone(),
-            login: authorized.login().clone(),
-            consumer,
-        };
-        let own = authorized.dynamic_owner().cloned();
-        Self { shared: key(None), own: own.map(|consumer| key(Some(consumer))) }
-    }
+    shared: HashedKey,
+    own: Option<HashedKey>,
 }
 
 impl Broker {
+    /// The place of what was authorised.
+    pub fn place(&self, authorized: &Authorized) -> Place {
+        let key = |consumer| {
+            let (secret, login) = (authorized.secret().clone(), authorized.login().clone());
+            self.snapshot.hashed(CacheKey { secret, login, consumer })
+        };
+        let own = authorized.dynamic_owner().cloned();
+        Place { shared: key(None), own: own.map(|consumer| key(Some(consumer))) }
+    }
+
     /// The hit path: the current entry for what was authorised, if it may be served as fresh now.
     /// Never enters the task and never waits. Extends the caller's local lease on a leased secret.
     pub fn lookup(&self, place: &Place, now: BootInstant) -> Option<Reply> {
@@ -75,7 +72,7 @@ impl Broker {
                 interest.told_until.fetch_max(entry.dead_at.as_nanos(), Ordering::AcqRel);
                 Some(LocalLease {
                     id: interest.id.clone(),
-                    path: place.shared.secret.path.clone(),
+                    path: place.shared.key().secret.path.clone(),
                     issued_at: interest.issued_at,
                     duration: now.until(entry.dead_at),
                     renewable: true,

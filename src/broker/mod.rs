@@ -61,32 +61,32 @@ pub struct Entry {
 
 /// A reply body with its `data` object marked: Vault's envelope, one allocation for both views.
 pub struct DataView {
-    envelope: Arc<SecretBytes>,
+    envelope: Bytes,
     data: std::ops::Range<usize>,
 }
 
 impl DataView {
     /// Marks `data` inside `envelope`; the range must lie inside it.
-    pub fn new(envelope: Arc<SecretBytes>, data: std::ops::Range<usize>) -> Self {
+    pub fn new(envelope: Bytes, data: std::ops::Range<usize>) -> Self {
         assert!(data.start <= data.end && data.end <= envelope.len(), "data lies inside");
         Self { envelope, data }
     }
 
     /// The JSON object under `data`.
     pub fn expose(&self) -> &[u8] {
-        &self.envelope.expose()[self.data.clone()]
+        &self.envelope[self.data.clone()]
     }
 
     /// The complete reply body of a KV or static secret, sharing the zeroizing allocation; the last
     /// reference wipes it. Leased secrets need an envelope per local lease instead.
     pub fn body(&self) -> Bytes {
-        shared_bytes(Arc::clone(&self.envelope))
+        self.envelope.clone()
     }
 }
 
-/// A reply body that shares a zeroizing allocation instead of copying it.
-pub fn shared_bytes(bytes: Arc<SecretBytes>) -> Bytes {
-    struct Owner(Arc<SecretBytes>);
+/// A reply body around a zeroizing allocation: clones share it, and the last one wipes it.
+pub fn shared_bytes(bytes: SecretBytes) -> Bytes {
+    struct Owner(SecretBytes);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
             self.0.expose()

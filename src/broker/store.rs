@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use super::DataView;
+use bytes::Bytes;
+
+use super::{DataView, shared_bytes};
 use crate::broker::event::{FetchedValue, TokenId, ValueId};
 use crate::domain::{LeaseId, SecretBytes, Token};
 use crate::source::Fetched;
@@ -19,7 +21,7 @@ pub(super) struct Store {
 }
 
 struct Stored {
-    envelope: Arc<SecretBytes>,
+    envelope: Bytes,
     data: std::ops::Range<usize>,
     lease: Option<Arc<LeaseId>>,
 }
@@ -46,7 +48,7 @@ impl Store {
         let (envelope, data) = envelope_around(&fetched);
         let (lease, terms) =
             fetched.lease.map_or((None, None), |(id, terms)| (Some(Arc::new(id)), Some(terms)));
-        self.values.insert(id, Stored { envelope: Arc::new(envelope), data, lease });
+        self.values.insert(id, Stored { envelope: shared_bytes(envelope), data, lease });
         FetchedValue {
             value,
             lease: terms,
@@ -57,7 +59,7 @@ impl Store {
 
     pub(super) fn view(&self, value: ValueId) -> Option<DataView> {
         let stored = self.values.get(&value.id)?;
-        Some(DataView::new(Arc::clone(&stored.envelope), stored.data.clone()))
+        Some(DataView::new(stored.envelope.clone(), stored.data.clone()))
     }
 
     pub(super) fn lease(&self, value: ValueId) -> Option<Arc<LeaseId>> {

@@ -267,7 +267,7 @@ impl BrokerTask {
                 self.publish(entry, key, value, times, interest);
             }
             Effect::Retract { entry, key } => {
-                self.snapshot.retract(&key);
+                self.snapshot.retract(key);
                 self.published.remove(&entry);
             }
             Effect::DropValue(value) => self.store.drop_value(value),

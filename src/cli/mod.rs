@@ -11,6 +11,7 @@ use crate::delivery::socket::client::ClientError;
 use crate::hardening::Hardened;
 
 mod agent_client;
+mod audit;
 mod check_config;
 pub mod dev;
 pub mod encrypt;
@@ -70,6 +71,8 @@ enum Command {
     Encrypt(encrypt::EncryptArgs),
     /// Decrypts such a value.
     Decrypt(encrypt::DecryptArgs),
+    /// Looks after the audit log.
+    Audit(audit::AuditArgs),
     /// Prints completions for a shell.
     Completions {
         /// Which shell.
@@ -137,7 +140,8 @@ pub fn main(hardened: &Hardened) -> ExitCode {
                 error.downcast_ref(),
                 Some(agent_client::AgentError::Client(ClientError::NoAgent(_)))
             );
-            ExitCode::from(if no_agent { EXIT_NO_AGENT } else { EXIT_PROBLEM })
+            let code = if no_agent { Some(EXIT_NO_AGENT) } else { audit::exit_code(&error) };
+            ExitCode::from(code.unwrap_or(EXIT_PROBLEM))
         }
     }
 }
@@ -153,6 +157,7 @@ fn dispatch(command: Command, hardened: &Hardened) -> anyhow::Result<ExitCode> {
         Command::CheckConfig(args) => check_config::check_config(&args),
         Command::Encrypt(args) => encrypt::encrypt(args),
         Command::Decrypt(args) => encrypt::decrypt(args),
+        Command::Audit(args) => audit::audit(args),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { command } => pages::man(command.as_deref()),
     }

@@ -69,16 +69,33 @@ pub(super) fn sockets(root: &Section, runtime_dir: &Path) -> SocketConfig {
 
 pub(super) fn audit(root: &Section) -> AuditConfig {
     let section = root.section("audit");
-    let output = section.get("output").and_then(|field| match field.text()?.as_str() {
-        "stdout" => Some(Output::Stdout),
-        _ => field.convert(
-            |text| crate::config::values::absolute_path(text).map(Output::File),
-            "write \"stdout\", or the absolute path of a file",
-        ),
-    });
-    let per_read = section.boolean("per_read", false);
+    let default = AuditConfig::default();
+    let file = |name, otherwise: &str| {
+        let field = section.get(name)?;
+        let remedy = format!("write {otherwise:?}, or the absolute path of a file");
+        if field.text()? == otherwise {
+            return None;
+        }
+        field.convert(crate::config::values::absolute_path, &remedy)
+    };
+    let output = file("output", "stdout").map_or(Output::Stdout, Output::File);
+    let anchor = file("anchor", "log");
+    if let (Output::File(log), Some(anchor)) = (&output, &anchor)
+        && log.parent() == anchor.parent()
+    {
+        let message = "the anchor lies in the directory of the log: who can change one can change both";
+        section.problem_at("anchor", message, "give it another directory, best on another device");
+    }
+    let config = AuditConfig {
+        output,
+        per_read: section.boolean("per_read", default.per_read),
+        anchor,
+        anchor_interval: section.positive_duration("anchor_interval", default.anchor_interval),
+        lines_per_second_per_caller: section
+            .count("lines_per_second_per_caller", default.lines_per_second_per_caller),
+    };
     section.finish();
-    AuditConfig { output: output.unwrap_or(Output::Stdout), per_read }
+    config
 }
 
 /// Reads the sockets' keys of `[limits]`.

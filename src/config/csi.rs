@@ -37,6 +37,10 @@ pub(super) fn read(
     let audience = section
         .get("audience")
         .map_or_else(|| Some("vault".to_owned()), |field| non_empty(&field));
+    let tenant_roles = section.get("tenant_roles").map_or_else(Vec::new, |field| {
+        let remedy = "write for example \"{namespace}-*\"";
+        field.elements().iter().filter_map(|one| one.parsed(remedy)).collect()
+    });
     let state_dir =
         section.path("state_dir", &agent.runtime_dir.join("csi").to_string_lossy());
     let volume_size = volume_size(&section);
@@ -63,6 +67,7 @@ pub(super) fn read(
         node,
         source: source?,
         audience,
+        tenant_roles,
         state_dir,
         volume_size: volume_size?,
         volume_bytes_total,

@@ -1,8 +1,9 @@
 //! Placement: host, pod or container, judged by the text of a process's `/proc/<pid>/cgroup`.
 //!
-//! A refusal is the safe answer, so one suspicious segment in one hierarchy is enough for it, and so
-//! is a file that cannot be read. A process can make itself look contained, which harms only itself;
-//! it cannot lose the segments that its runtime put above it, nor get below the kubelet's root.
+//! A refusal is the safe answer, so one suspicious segment in one hierarchy is enough for it, and
+//! so is a file that cannot be read. A process can make itself look contained, which harms only
+//! itself; it cannot lose the segments that its runtime put above it, nor get below the kubelet's
+//! root.
 
 use super::kubelet_cgroup::{KubeletCgroup, Place};
 use super::runtime_names::container_segment;
@@ -38,9 +39,9 @@ pub(super) struct Line<'a> {
 
 /// Judges the text of `/proc/<pid>/cgroup` (v1, v2 or both). Without a kubelet nothing is a pod.
 ///
-/// In v1 a process is in many hierarchies, and not all of them have to know pods. Those that do must
-/// agree; none may hint at another container; and a hierarchy that holds the agent's own pod must
-/// hold the peer's.
+/// In v1 a process is in many hierarchies, and not all of them have to know pods. Those that do
+/// must agree; none may hint at another container; and a hierarchy that holds the agent's own pod
+/// must hold the peer's.
 pub fn placement(text: &str, kubelet: Option<&KubeletCgroup>) -> Placement {
     let Some(lines) = lines(text) else { return UNREADABLE };
     let (mut pod, mut in_pod) = (None, Vec::new());

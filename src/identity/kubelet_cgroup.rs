@@ -4,11 +4,11 @@
 //! name that looks like a pod anywhere else is not one. The root is learned from the agent's own
 //! pod, whose uid is known from elsewhere, or configured; it is never searched for.
 //!
-//! | kubelet's driver | path |
-//! |---|---|
-//! | `cgroupfs` | `<root>/kubepods[/<qos>]/pod<uid>/<id>`, CRI-O: `crio-<id>` |
-//! | `systemd` | `<root>/kubepods.slice[/kubepods-<qos>.slice]/kubepods[-<qos>]-pod<uid>.slice/<runtime>-<id>.scope` |
-//! | `systemd`, runtime's `cgroupfs` | `<parent>/kubepods[-<qos>]-pod<uid>.slice:<runtime>:<id>` |
+//! | kubelet's driver | root | below it |
+//! |---|---|---|
+//! | `cgroupfs` | `…/kubepods` | `[<qos>/]pod<uid>/<id>`, CRI-O: `crio-<id>` |
+//! | `systemd` | `…kubepods.slice` | `[<slice>/]kubepods[-<qos>]-pod<uid>.slice/<runtime>-<id>.scope` |
+//! | `systemd`, runtime `cgroupfs` | any | `kubepods[-<qos>]-pod<uid>.slice:<runtime>:<id>` |
 
 use std::collections::{BTreeMap, BTreeSet};
 

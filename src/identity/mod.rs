@@ -10,6 +10,7 @@ pub mod kubelet_cgroup;
 pub mod peer;
 mod runtime_names;
 pub mod self_test;
+pub mod token;
 
 /// How an identity was proved, weakest first so that policy can name the least it accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,8 +123,9 @@ impl Identity {
 
     /// The identity of a caller on the socket in `volume`, which the kubelet published for `pod`.
     ///
-    /// `strength` says how the caller was placed in this very pod ([`peer::Peer::identify_in_pod`]);
-    /// [`ProofStrength::SocketOnly`] is for nodes that cannot place callers at all.
+    /// `strength` says how the caller was placed in this very pod, as
+    /// [`peer::Peer::identify_in_pod`] does; [`ProofStrength::SocketOnly`] is for nodes that cannot
+    /// place callers at all.
     pub(crate) fn placed_pod(
         pod: Arc<Pod>,
         volume: &VolumeName,

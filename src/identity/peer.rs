@@ -3,8 +3,8 @@
 //! Order matters: take the handle on the process, read its credentials and its place, then see that
 //! it is still alive, so that all of it belonged to one process. The credentials are those of the
 //! process that called `connect`, at that moment; a descriptor that is passed on or inherited keeps
-//! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes, and
-//! watches [`Peer::exited`] to drop the connection with its connector.
+//! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes,
+//! and watches [`Peer::exited`] to drop the connection with its connector.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -123,8 +123,8 @@ impl Peer {
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
     }
 
-    /// The identity this peer has at a door for users of the host, if it has one. Whatever runs in a
-    /// pod is a pod or nothing: never a user, never an operator.
+    /// The identity this peer has at a door for users of the host, if it has one. Whatever runs in
+    /// a pod is a pod or nothing: never a user, never an operator.
     pub fn identify(&self, listener: Listener) -> Result<Identity, PeerError> {
         self.on_host()?;
         let operator = self.uid == 0 || self.uid == rustix::process::geteuid().as_raw();
@@ -134,8 +134,8 @@ impl Peer {
         Ok(Identity::host_user(self.uid, self.gid, &self.groups, self.strength(), listener))
     }
 
-    /// The identity this peer has on the socket in `volume`, which belongs to `pod`: the kernel must
-    /// have placed it in this very pod. User ids do not matter here, nor user namespaces.
+    /// The identity this peer has on the socket in `volume`, which belongs to `pod`: the kernel
+    /// must have placed it in this very pod. User ids do not matter here, nor user namespaces.
     pub fn identify_in_pod(
         &self,
         pod: &Arc<Pod>,
@@ -215,10 +215,10 @@ fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
 
 /// Where a process runs.
 ///
-/// The kernel shows `/` as the v1 cgroup of a thread that is exiting, and a process whose main thread
-/// has exited runs on in its others. So a v1 file that says "host" counts only if the main thread
-/// was not exiting when it was read. One look afterwards is not enough: `exec` puts another thread
-/// in the main one's place, so the same is read once more between two looks.
+/// The kernel shows `/` as the v1 cgroup of a thread that is exiting, and a process whose main
+/// thread has exited runs on in its others. So a v1 file that says "host" counts only if the main
+/// thread was not exiting when it was read. One look afterwards is not enough: `exec` puts another
+/// thread in the main one's place, so the same is read once more between two looks.
 fn place(
     directory: &OwnedFd,
     pid: i32,

@@ -1,7 +1,8 @@
 //! The start-up self-test: can this agent tell which pod a process is in, here, now?
 //!
-//! The agent attests itself, the way it attests others: it must find itself in its own pod, whose uid
-//! it knows from the downward API or its token, and the node's first process outside of every pod.
+//! The agent attests itself, the way it attests others: it must find itself in its own pod, whose
+//! uid it knows from the downward API or its token, and the node's first process outside of every
+//! pod.
 
 use std::fmt;
 use std::io;
@@ -33,7 +34,8 @@ pub enum Limit {
     Unreadable(&'static str),
     /// The agent did not find itself where it is.
     #[error(
-        "peers cannot be placed: the agent finds itself {found}, not in its pod {pod}; set cgroup_root"
+        "peers cannot be placed: the agent finds itself {found}, not in its pod {pod}; set \
+         cgroup_root to the kubelet's"
     )]
     NotFound {
         /// Where it found itself.
@@ -77,8 +79,8 @@ pub struct NodeProof {
     pub kubelet: Option<KubeletCgroup>,
 }
 
-/// Attests the agent itself, which runs in `own_pod`. `cgroup_root` is the kubelet's, if configured;
-/// otherwise it is learned. Reads `/proc`; must be called inside a tokio runtime.
+/// Attests the agent itself, which runs in `own_pod`. `cgroup_root` is the kubelet's, if
+/// configured; otherwise it is learned. Reads `/proc`; must be called inside a tokio runtime.
 pub fn attest_self(own_pod: &PodUid, cgroup_root: Option<&str>) -> NodeProof {
     match place_self(own_pod, cgroup_root) {
         Ok((kubelet, strength)) => NodeProof {

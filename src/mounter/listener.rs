@@ -21,7 +21,10 @@ const SOCKET_MODE: u32 = 0o600;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Not a path for a socket.
-    #[error("socket path '{}' must be absolute, in a directory, and have at most 107 bytes", .0.display())]
+    #[error(
+        "socket path '{}' must be absolute, in a directory, and have at most 107 bytes",
+        .0.display()
+    )]
     Path(PathBuf),
     /// Others could exchange the socket.
     #[error(

@@ -88,7 +88,10 @@ pub enum MounterError {
         failure: Failure,
     },
     /// No mounter answered in time.
-    #[error("cannot {request}: no mounter answers on '{}'; is its container running?", socket.display())]
+    #[error(
+        "cannot {request}: no mounter answers on '{}'; is its container running?",
+        socket.display()
+    )]
     Unreachable {
         /// What was asked.
         request: String,
@@ -106,7 +109,8 @@ pub enum MounterError {
     },
     /// What answers on the socket is no mounter of this version.
     #[error(
-        "cannot {request}: the mounter's answer is unusable; run the same version in both containers"
+        "cannot {request}: the mounter's answer is unusable; run the same version in both \
+         containers"
     )]
     Answer {
         /// What was asked.

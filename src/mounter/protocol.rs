@@ -1,4 +1,4 @@
-//! What agent and mounter say to each other: one request, one reply, then the connection ends. Pure.
+//! What agent and mounter say to each other: one request, one reply, and the connection ends. Pure.
 //!
 //! A message is one packet of a `SOCK_SEQPACKET` socket: a version byte, then JSON. The sets are
 //! closed; whatever does not fit is no message. Only the reply to `prepare` has a descriptor with

@@ -69,27 +69,28 @@ pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), Serv
     sandbox::drop_capabilities().map_err(ServeError::Sandbox)?;
     let (ends, ended) = mpsc::sync_channel(CONNECTIONS_MAX + 1);
     let shared = Arc::new(Shared { listener, mounts: Mutex::new(mounts), peers });
-    let closed = Arc::new(Barrier::new(CONNECTIONS_MAX + 2));
+    let gate = Arc::new(Gate(Barrier::new(CONNECTIONS_MAX + 2)));
     for number in 0..CONNECTIONS_MAX {
-        let (shared, closed) = (Arc::clone(&shared), Arc::clone(&closed));
+        let (shared, gate) = (Arc::clone(&shared), Arc::clone(&gate));
         let end = Ending(ends.clone());
         start(format!("mounter-{number}"), move || {
             let _end = end;
-            closed.wait();
+            gate.wait_here();
             shared.serve_connections();
         })?;
     }
-    let signalled = Arc::clone(&closed);
+    let signals_gate = Arc::clone(&gate);
     start("mounter-signals".to_owned(), move || {
-        signalled.wait();
+        signals_gate.wait_here();
         if let Err(error) = signals.wait() {
             tracing::error!(%error, "signals cannot be waited for; stopping");
         }
         let _main_thread_is_gone = ends.send(End::Signal);
     })?;
+    gate.wait_for_all();
     // No thread can be started from here on, and none has seen a request yet.
     sandbox::confine_all_threads().map_err(ServeError::Sandbox)?;
-    closed.wait();
+    gate.open();
     tracing::info!("serving");
     match ended.recv() {
         Ok(End::Signal) => Ok(()),
@@ -99,6 +100,28 @@ pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), Serv
 
 fn start(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
     thread::Builder::new().name(name).spawn(run).map(drop).map_err(ServeError::Start)
+}
+
+/// Holds every thread between its start, which takes system calls that serving does not, and its
+/// first request.
+struct Gate(Barrier);
+
+impl Gate {
+    /// Of a thread: has started, waits until the gate opens.
+    fn wait_here(&self) {
+        self.0.wait();
+        self.0.wait();
+    }
+
+    /// Of the main thread: until every other one waits.
+    fn wait_for_all(&self) {
+        self.0.wait();
+    }
+
+    /// Of the main thread: lets them go.
+    fn open(&self) {
+        self.0.wait();
+    }
 }
 
 /// Tells the main thread that a thread has ended, however it did.

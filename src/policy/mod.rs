@@ -2,6 +2,7 @@
 //! The only place that can construct an [`Authorized`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -95,7 +96,13 @@ struct Permit {
 #[derive(Clone)]
 pub struct Policy {
     current: Arc<ArcSwap<CompiledPolicy>>,
-    generation: Arc<watch::Sender<u64>>,
+    generation: Arc<Generation>,
+}
+
+/// How often the policy was replaced: the number every hit compares, and who follows it.
+struct Generation {
+    number: AtomicU64,
+    followers: watch::Sender<u64>,
 }
 
 impl Policy {
@@ -103,7 +110,10 @@ impl Policy {
     pub fn new(compiled: CompiledPolicy) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(compiled)),
-            generation: Arc::new(watch::Sender::new(1)),
+            generation: Arc::new(Generation {
+                number: AtomicU64::new(1),
+                followers: watch::Sender::new(1),
+            }),
         }
     }
 
@@ -116,7 +126,7 @@ impl Policy {
     ) -> Result<Authorized, Denied> {
         // The generation first: if a replacement comes between the two reads, the proof carries
         // the older number and does not hold.
-        let generation = *self.generation.borrow();
+        let generation = self.generation.number.load(Ordering::Acquire);
         let policy = self.current.load();
         let permit = policy.decide(identity, secret, Timestamp::now())?;
         Ok(Authorized {
@@ -144,17 +154,18 @@ impl Policy {
 
     /// Whether a proof made earlier still holds, without deciding again.
     pub fn still_holds(&self, authorized: &Authorized, now: BootInstant) -> bool {
-        now < authorized.valid_until && authorized.generation == *self.generation.borrow()
+        now < authorized.valid_until && authorized.generation == self.generation.number.load(Ordering::Acquire)
     }
 
     /// Replaces the policy; every subscription is re-authorised by whoever holds it.
     pub fn replace(&self, compiled: CompiledPolicy) {
         self.current.store(Arc::new(compiled));
-        self.generation.send_modify(|generation| *generation += 1);
+        let before = self.generation.number.fetch_add(1, Ordering::AcqRel);
+        self.generation.followers.send_replace(before + 1);
     }
 
     /// Follows the generation.
     pub fn generations(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
+        self.generation.followers.subscribe()
     }
 }

@@ -107,7 +107,7 @@ pub(crate) fn nearly_the_victim(rig: &Rig) -> Tally {
     from_each(rig, &cgroups)
 }
 
-/// Monitors, engines in the victim's containers, and what no runtime makes: none speaks for the pod.
+/// Monitors, engines in the victim's containers, what no runtime makes: none speaks for the pod.
 pub(crate) fn no_container_of_the_victim(rig: &Rig) -> Tally {
     let pod = format!("{}{}", rig.place.root(), rig.place.pod_below_root(VICTIM));
     let container = rig.place.container(VICTIM);

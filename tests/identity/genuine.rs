@@ -10,7 +10,10 @@ use crate::place::{ATTACKER, VICTIM};
 use crate::rig::{Door, Rig};
 use crate::stage::Actor;
 
-pub(crate) const CONTROLS: [(&str, fn(&Rig) -> bool); 4] = [
+/// A claim, and what shows it in one place.
+type Control = (&'static str, fn(&Rig) -> bool);
+
+pub(crate) const CONTROLS: [Control; 4] = [
     ("a process of the victim is attested as the victim", victim),
     ("another pod's is not", attacker),
     ("root of the host is an operator and may be the kubelet", host),

@@ -1,4 +1,4 @@
-//! What a process can say about itself: mounts, credentials, names; and root where it is not the host's.
+//! What a process can say about itself: mounts, credentials, names; and root in a container.
 
 use std::os::unix::fs::PermissionsExt;
 

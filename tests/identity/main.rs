@@ -1,12 +1,12 @@
-//! The forgery suite: real processes in real cgroup trees lie about who they are, and nobody believes.
+//! The forgery suite: real processes in real cgroup trees lie about who they are.
 //!
-//! Each class of lies is tried in a v1 and a v2 hierarchy and under both of the kubelet's drivers, on
-//! real sockets, against the product's own placement. An attempt counts as lost when the liar is
+//! Each class of lies is tried in a v1 and a v2 hierarchy and under both of the kubelet's drivers,
+//! on real sockets, against the product's own placement. An attempt counts as lost when the liar is
 //! taken for the victim, or for an operator. Each class also meets attestors that make the usual
 //! mistakes ([`weak`]); one of them must fall for it, or the class proves nothing.
 //!
-//! Takes root. What is made lies below one name in each hierarchy and is removed again, also after a
-//! panic.
+//! Takes root. What is made lies below one name in each hierarchy and is removed again, also after
+//! a panic.
 
 mod forged;
 mod genuine;

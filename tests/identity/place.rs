@@ -1,4 +1,4 @@
-//! Where pods of the test lie: a hierarchy, one of the kubelet's drivers, a root below the test's name.
+//! Where pods of the test lie: a hierarchy, one of the kubelet's drivers, a root of the test's.
 
 use std::sync::Arc;
 

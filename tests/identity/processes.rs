@@ -1,4 +1,4 @@
-//! A process that connects and another one that reads: pids, descriptors and images that change hands.
+//! One process connects and another one reads: pids, sockets and programs that change hands.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

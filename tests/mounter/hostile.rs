@@ -72,7 +72,7 @@ fn a_link_anywhere_in_a_target_is_not_followed() {
     let csi = format!("pods/{}/volumes/kubernetes.io~csi", key.pod);
     // The link's place, and what must be behind it for the rest of the path to exist.
     let mount = format!("{csi}/secrets/mount");
-    let links = ["pods", "pods/8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab", &csi, &mount];
+    let links = ["pods", "pods/8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab", csi.as_str(), mount.as_str()];
     for link in links {
         std::fs::remove_dir_all(root.join("pods")).unwrap();
         let place = root.join(link);
@@ -82,12 +82,8 @@ fn a_link_anywhere_in_a_target_is_not_followed() {
         symlink(&outside, &place).unwrap();
         for refused in [rig.wait(client.bind(&key, &target)), rig.wait(client.unbind(&target))] {
             let failure = failure(refused);
-            let followed = Failure::System { what: String::new(), errno: libc::ELOOP };
             let Failure::System { errno, .. } = failure else { panic!("{link}: {failure}") };
-            assert!(
-                matches!(followed, Failure::System { errno: loops, .. } if loops == errno),
-                "{link}: {errno}"
-            );
+            assert_eq!(errno, libc::ELOOP, "{link}");
         }
         std::fs::remove_file(&place).unwrap();
         std::fs::create_dir_all(root.join("pods")).unwrap();
@@ -192,7 +188,7 @@ fn while_swapping(parent: &Path, outside: &Path, rounds: usize, mut round: impl 
 }
 
 /// Rounds in which a mount must not land outside, and at most as many until a naive one does.
-const ROUNDS: usize = 3000;
+const ROUNDS: usize = 2000;
 
 #[test]
 fn links_that_are_swapped_in_during_a_call_lead_no_mount_outside() {

@@ -40,11 +40,14 @@ impl Api {
     ) -> Result<Reply, reqwest::Error> {
         let method = Method::from_bytes(method.as_bytes()).expect("an HTTP method");
         let mut request = self.client.request(method, format!("{}/{path}", self.base));
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+            if !headers.iter().any(|(name, _)| *name == "Content-Type") {
+                request = request.header("Content-Type", "application/json");
+            }
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
-        }
-        if let Some(body) = body {
-            request = request.header("Content-Type", "application/json").body(body.to_string());
         }
         block_on(async {
             let response = request.send().await?;

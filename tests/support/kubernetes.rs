@@ -1,4 +1,5 @@
-//! etcd and kube-apiserver: real service accounts, tokens and TokenReview, no nodes.
+//! etcd and kube-apiserver: real service accounts, tokens, TokenReview and pods that run nowhere;
+//! `node` adds a node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,30 +10,57 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::certificates::key_files;
-use super::http::Api;
+use super::http::{Api, Reply};
 use super::process::{Process, free_port};
 use super::server_program;
 
 const START: Duration = Duration::from_secs(90);
-const ADMIN: &str = "harness-admin";
+/// The only node's name.
+pub const NODE: &str = "node-1";
+/// Of services; its first address is the API server's own.
+pub const SERVICE_RANGE: &str = "10.96.0.0/16";
 
 pub struct Kubernetes {
     api: Api,
     pub address: String,
     pub ca_file: PathBuf,
+    store: String,
+    listen: Listen,
     // The API server goes before the store under it, both before their directory.
-    _apiserver: Process,
+    apiserver: Process,
     _etcd: Process,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+/// Whom the API server knows by a static token; what they may do is Kubernetes' own RBAC.
+#[derive(Clone, Copy)]
+pub enum User {
+    Admin,
+    ControllerManager,
+    Node,
+    Scheduler,
+}
+
+/// Where the API server listens, and the address of it that clients are told.
+#[derive(Clone, Copy)]
+pub struct Listen {
+    pub bind: &'static str,
+    pub advertise: &'static str,
+    pub port: u16,
 }
 
 impl Kubernetes {
     pub fn start() -> Kubernetes {
+        let loopback = "127.0.0.1";
+        Kubernetes::start_at(&Listen { bind: loopback, advertise: loopback, port: free_port() })
+    }
+
+    pub fn start_at(listen: &Listen) -> Kubernetes {
         let dir = TempDir::with_prefix("kubernetes-").expect("create a directory");
         let (store, etcd) = start_etcd(dir.path());
-        let address = format!("https://127.0.0.1:{}", free_port());
-        let mut apiserver =
-            Process::spawn("kube-apiserver", &apiserver(dir.path(), &store, &address), dir.path());
+        let address = format!("https://{}:{}", listen.advertise, listen.port);
+        let command = apiserver(dir.path(), &store, listen);
+        let mut apiserver = Process::spawn("kube-apiserver", &command, dir.path());
         // The server makes its own certificate; the file ends with the authority's.
         let ca_file = dir.path().join("certs/apiserver.crt");
         let mut ca = String::new();
@@ -41,21 +69,79 @@ impl Kubernetes {
             ca.matches("-----END CERTIFICATE-----").count() == 2
         });
         let api = Api::new(&address, Some(&ca));
-        apiserver.wait_until(START, "answering /readyz", || {
-            let authorization = ("Authorization", &*format!("Bearer {ADMIN}"));
-            let reply = api.send("GET", "readyz", &[authorization], None);
-            reply.is_ok_and(|reply| reply.status == 200)
+        wait_until_ready(&mut apiserver, &api);
+        let listen = *listen;
+        Kubernetes { api, address, ca_file, store, listen, apiserver, _etcd: etcd, dir }
+    }
+
+    /// With which service-account tokens are signed.
+    pub fn service_account_key(&self) -> PathBuf {
+        self.dir.path().join("service-accounts.key")
+    }
+
+    /// A kubeconfig file with this user's token.
+    pub fn kubeconfig(&self, user: User) -> PathBuf {
+        let name = "harness";
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": name,
+            "contexts": [{ "name": name, "context": { "cluster": name, "user": name } }],
+            "clusters": [{
+                "name": name,
+                "cluster": { "server": self.address, "certificate-authority": self.ca_file },
+            }],
+            "users": [{ "name": name, "user": { "token": user.token() } }],
         });
-        Kubernetes { api, address, ca_file, _apiserver: apiserver, _etcd: etcd, _dir: dir }
+        let file = self.dir.path().join(format!("{}.kubeconfig", user.token()));
+        fs::write(&file, config.to_string()).expect("write a kubeconfig");
+        file
+    }
+
+    /// Ends the API server; what it stored stays.
+    pub fn stop(&mut self) {
+        self.apiserver.stop(START);
+    }
+
+    /// Starts it again with another key for tokens: all earlier ones end.
+    pub fn start_with_another_key(&mut self) {
+        let command = apiserver(self.dir.path(), &self.store, &self.listen);
+        self.apiserver = Process::spawn("kube-apiserver", &command, self.dir.path());
+        wait_until_ready(&mut self.apiserver, &self.api);
     }
 
     pub fn create_namespace(&self, name: &str) {
         self.create("api/v1/namespaces", json!({ "metadata": { "name": name } }));
     }
 
-    pub fn create_service_account(&self, namespace: &str, name: &str) {
+    /// Its uid comes back.
+    pub fn create_service_account(&self, namespace: &str, name: &str) -> String {
         let path = format!("api/v1/namespaces/{namespace}/serviceaccounts");
-        self.create(&path, json!({ "metadata": { "name": name } }));
+        uid(&self.create(&path, json!({ "metadata": { "name": name } })))
+    }
+
+    /// A node that nobody runs.
+    pub fn create_node(&self, name: &str) {
+        self.create("api/v1/nodes", json!({ "metadata": { "name": name } }));
+    }
+
+    /// A pod on that node, which never starts; its uid comes back.
+    pub fn create_pod(&self, namespace: &str, name: &str, account: &str, node: &str) -> String {
+        let path = format!("api/v1/namespaces/{namespace}/pods");
+        let container = json!({ "name": "main", "image": "none" });
+        let spec = json!({
+            "serviceAccountName": account,
+            "automountServiceAccountToken": false,
+            "nodeName": node,
+            "containers": [container],
+        });
+        uid(&self.create(&path, json!({ "metadata": { "name": name }, "spec": spec })))
+    }
+
+    /// At once, as if its kubelet had confirmed it.
+    pub fn delete_pod(&self, namespace: &str, name: &str) {
+        let path = format!("api/v1/namespaces/{namespace}/pods/{name}?gracePeriodSeconds=0");
+        self.request("DELETE", &path, None);
     }
 
     /// Makes its tokens end: the API server then answers TokenReview with an error.
@@ -80,6 +166,20 @@ impl Kubernetes {
         answer["status"]["token"].as_str().expect("status.token").to_owned()
     }
 
+    /// The token a kubelet gets for a pod: bound to the pod, and through it to its node.
+    pub fn pod_token(&self, account: (&str, &str), pod: (&str, &str), audience: &str) -> String {
+        let ((namespace, account), (pod, uid)) = (account, pod);
+        let path = format!("api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let bound = json!({ "apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid });
+        let spec = json!({
+            "audiences": [audience],
+            "expirationSeconds": 600,
+            "boundObjectRef": bound,
+        });
+        let answer = self.create(&path, json!({ "spec": spec }));
+        answer["status"]["token"].as_str().expect("status.token").to_owned()
+    }
+
     /// The right to ask TokenReview about other people's tokens, which Vault needs.
     pub fn let_review_tokens(&self, namespace: &str, name: &str) {
         let account = json!({ "kind": "ServiceAccount", "namespace": namespace, "name": name });
@@ -99,16 +199,65 @@ impl Kubernetes {
         self.request("POST", path, Some(body))
     }
 
-    fn request(&self, method: &str, path: &str, body: Option<Value>) -> Value {
-        let authorization = ("Authorization", &*format!("Bearer {ADMIN}"));
-        let reply = self
-            .api
-            .send(method, path, &[authorization], body.as_ref())
+    /// Panics when the answer is no success.
+    pub fn request(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let Reply { status, body } = self
+            .send(method, path, &[], body.as_ref())
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        let (status, body) = (reply.status, reply.body);
         assert!((200..300).contains(&status), "{method} {path}: {status} {}", body["message"]);
         body
     }
+
+    /// Any request as the administrator; an error only when no answer came.
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Reply, reqwest::Error> {
+        let authorization = bearer();
+        let headers = [&[("Authorization", &*authorization)], headers].concat();
+        self.api.send(method, path, &headers, body)
+    }
+}
+
+impl User {
+    const ALL: [User; 4] = [User::Admin, User::ControllerManager, User::Node, User::Scheduler];
+
+    fn token(self) -> &'static str {
+        match self {
+            User::Admin => "harness-admin",
+            User::ControllerManager => "harness-controller-manager",
+            User::Node => "harness-node",
+            User::Scheduler => "harness-scheduler",
+        }
+    }
+
+    /// Its name and group, as Kubernetes' own roles are bound to them.
+    fn name_and_group(self) -> (String, &'static str) {
+        match self {
+            User::Admin => ("admin".to_owned(), "system:masters"),
+            User::ControllerManager => ("system:kube-controller-manager".to_owned(), ""),
+            User::Node => (format!("system:node:{NODE}"), "system:nodes"),
+            User::Scheduler => ("system:kube-scheduler".to_owned(), ""),
+        }
+    }
+}
+
+fn bearer() -> String {
+    format!("Bearer {}", User::Admin.token())
+}
+
+fn wait_until_ready(apiserver: &mut Process, api: &Api) {
+    apiserver.wait_until(START, "answering /readyz", || {
+        let reply = api.send("GET", "readyz", &[("Authorization", &bearer())], None);
+        reply.is_ok_and(|reply| reply.status == 200)
+    });
+}
+
+fn uid(object: &Value) -> String {
+    object["metadata"]["uid"].as_str().expect("metadata.uid").to_owned()
 }
 
 fn start_etcd(dir: &Path) -> (String, Process) {
@@ -126,23 +275,30 @@ fn start_etcd(dir: &Path) -> (String, Process) {
     (clients, process)
 }
 
-fn apiserver(dir: &Path, store: &str, address: &str) -> Command {
+fn apiserver(dir: &Path, store: &str, listen: &Listen) -> Command {
     let (public_key, private_key) = key_files(dir, "service-accounts");
     let tokens = dir.join("tokens.csv");
-    fs::write(&tokens, format!("{ADMIN},admin,1,system:masters\n")).expect("write tokens.csv");
-    let port = address.rsplit_once(':').expect("a URL with a port").1;
+    let rows = User::ALL.map(|user| {
+        let (name, group) = user.name_and_group();
+        format!("{},{name},{name},{group}\n", user.token())
+    });
+    fs::write(&tokens, rows.concat()).expect("write tokens.csv");
 
     let mut command = Command::new(server_program("kube-apiserver"));
     let fixed = [
         "--allow-privileged=true",
-        "--bind-address=127.0.0.1",
-        "--advertise-address=127.0.0.1",
         "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
         "--service-account-issuer=https://kubernetes.default.svc",
-        "--service-cluster-ip-range=10.96.0.0/16",
     ];
     command.args(fixed);
-    command.args([format!("--etcd-servers={store}"), format!("--secure-port={port}")]);
+    command.args([
+        format!("--advertise-address={}", listen.advertise),
+        format!("--bind-address={}", listen.bind),
+        format!("--etcd-servers={store}"),
+        format!("--secure-port={}", listen.port),
+        format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+    ]);
     let files = [
         ("cert-dir", &dir.join("certs")),
         ("service-account-key-file", &public_key),

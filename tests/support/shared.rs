@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, Once};
 
 use super::kubernetes::Kubernetes;
+use super::node::Node;
 use super::postgres::Postgres;
 
 pub const NAMESPACE: &str = "secrets-broker";
@@ -16,14 +17,48 @@ pub struct Shared {
 }
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
+static NODE: Mutex<Option<Arc<Node>>> = Mutex::new(None);
 
 pub fn shared() -> Shared {
-    let mut shared = SHARED.lock().expect("the shared servers started in an earlier test");
-    shared.get_or_insert_with(start).clone()
+    shared_around(Kubernetes::start)
 }
 
-fn start() -> Shared {
-    // Statics are never dropped; without this their directories would stay.
+/// The node of this test binary.
+pub fn node() -> Arc<Node> {
+    let mut node = NODE.lock().expect("the node started in an earlier test");
+    node.get_or_insert_with(|| {
+        end_at_exit();
+        Arc::new(Node::start())
+    })
+    .clone()
+}
+
+/// The shared servers, with the node's Kubernetes as theirs.
+pub fn shared_beside(node: &Node) -> Shared {
+    shared_around(|| Arc::clone(&node.kubernetes))
+}
+
+fn shared_around<K: Into<Arc<Kubernetes>>>(kubernetes: impl FnOnce() -> K) -> Shared {
+    let mut shared = SHARED.lock().expect("the shared servers started in an earlier test");
+    shared.get_or_insert_with(|| start(kubernetes)).clone()
+}
+
+fn start<K: Into<Arc<Kubernetes>>>(kubernetes: impl FnOnce() -> K) -> Shared {
+    end_at_exit();
+    std::thread::scope(|scope| {
+        let postgres = scope.spawn(Postgres::start);
+        let kubernetes = kubernetes().into();
+        kubernetes.create_namespace(NAMESPACE);
+        kubernetes.create_service_account(NAMESPACE, AGENT);
+        kubernetes.create_service_account(NAMESPACE, REVIEWER);
+        kubernetes.let_review_tokens(NAMESPACE, REVIEWER);
+        let postgres = postgres.join().expect("PostgreSQL starts");
+        Shared { kubernetes, postgres: Arc::new(postgres) }
+    })
+}
+
+/// Statics are never dropped; without this their directories and pods would stay.
+fn end_at_exit() {
     static AT_EXIT: Once = Once::new();
     AT_EXIT.call_once(|| {
         #[expect(unsafe_code, reason = "no safe wrapper registers an exit function")]
@@ -31,20 +66,13 @@ fn start() -> Shared {
         let status = unsafe { libc::atexit(end) };
         assert_eq!(status, 0, "atexit takes at least 32 functions");
     });
-    std::thread::scope(|scope| {
-        let postgres = scope.spawn(Postgres::start);
-        let kubernetes = Kubernetes::start();
-        kubernetes.create_namespace(NAMESPACE);
-        kubernetes.create_service_account(NAMESPACE, AGENT);
-        kubernetes.create_service_account(NAMESPACE, REVIEWER);
-        kubernetes.let_review_tokens(NAMESPACE, REVIEWER);
-        let postgres = postgres.join().expect("PostgreSQL starts");
-        Shared { kubernetes: Arc::new(kubernetes), postgres: Arc::new(postgres) }
-    })
 }
 
 extern "C" fn end() {
     if let Ok(mut shared) = SHARED.lock() {
         shared.take();
+    }
+    if let Ok(mut node) = NODE.lock() {
+        node.take();
     }
 }

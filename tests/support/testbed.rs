@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::kubernetes::Kubernetes;
+use super::node::Node;
 use super::postgres::Postgres;
-use super::shared::{AGENT, NAMESPACE, REVIEWER, shared};
+use super::shared::{AGENT, NAMESPACE, REVIEWER, Shared, shared, shared_beside};
 use super::vault::Vault;
 
 /// What Vault lets the broker read; the policy is also named `broker`.
@@ -42,20 +43,24 @@ pub struct Testbed {
 
 impl Testbed {
     pub fn start() -> Testbed {
-        Testbed::with_vault(Vault::start)
+        Testbed::with(Vault::start(), shared())
     }
 
     /// The same with Vault over TLS; its authority is `vault.ca_file()`.
     pub fn start_tls() -> Testbed {
-        Testbed::with_vault(Vault::start_tls)
+        Testbed::with(Vault::start_tls(), shared())
     }
 
-    fn with_vault(start: fn() -> Vault) -> Testbed {
+    /// The same with the node's API server, so that its pods' tokens log in.
+    pub fn start_beside(node: &Node) -> Testbed {
+        Testbed::with(Vault::start(), shared_beside(node))
+    }
+
+    fn with(vault: Vault, shared: Shared) -> Testbed {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let dir = TempDir::with_prefix("testbed-").expect("create a directory");
-        let shared = shared();
         let testbed = Testbed {
-            vault: start(),
+            vault,
             postgres: shared.postgres,
             kubernetes: shared.kubernetes,
             token_file: dir.path().join("token"),

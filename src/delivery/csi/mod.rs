@@ -2,7 +2,7 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`attributes`], [`request`] | pure: what a manifest may say, and a publish call, read |
+//! | [`attributes`], [`request`], [`roles`] | pure: what a manifest may say, and a publish call, read |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
@@ -29,13 +29,13 @@ mod first_fill;
 mod listen;
 mod records;
 mod request;
+mod roles;
 mod services;
 mod volume;
 mod volumes;
 
 /// The messages and services of the kubelet's protocols.
-#[expect(missing_docs, reason = "generated from the protocols, which have their own documents")]
-#[expect(clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated from src/delivery/csi/proto")]
 mod proto {
     pub(crate) mod csi {
         tonic::include_proto!("csi.v1");
@@ -44,6 +44,8 @@ mod proto {
         tonic::include_proto!("pluginregistration");
     }
 }
+
+pub use roles::{TenantRole, TenantRoleError};
 
 use records::Records;
 use services::Driver;
@@ -62,6 +64,8 @@ pub struct CsiConfig {
     pub source: SourceName,
     /// The audience of the pods' tokens, as in the CSIDriver's `tokenRequests`.
     pub audience: String,
+    /// The Vault roles that pods may choose.
+    pub tenant_roles: Vec<TenantRole>,
     /// Where records of volumes are kept.
     pub state_dir: PathBuf,
     /// The bounds of one volume.
@@ -83,8 +87,12 @@ impl CsiConfig {
     }
 
     /// The socket that the kubelet finds the driver by.
+    ///
+    /// The kubelet's gRPC client sends this path, percent-encoded, as `:authority`, which HTTP/2
+    /// servers refuse (kubernetes#109081, hyperium/h2#487). Percent signs are allowed before an `@`,
+    /// and the client leaves that as it is: with it in the name, the authority is one.
     pub fn registration_socket(&self) -> PathBuf {
-        let name = format!("{}-reg.sock", self.driver);
+        let name = format!("{}@reg.sock", self.driver);
         [self.kubelet_root.as_str(), "plugins_registry", &name].iter().collect()
     }
 
@@ -139,4 +147,15 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     };
     volumes.finished().await;
     served
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_registration_sockets_path_is_an_authority_as_the_kubelet_encodes_it() {
+        let parses = |text: &str| text.parse::<http::uri::Authority>().is_ok();
+        let registry = "%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2F";
+        assert!(parses(&format!("{registry}csi.secrets-broker.io@reg.sock")));
+        assert!(!parses(&format!("{registry}csi.secrets-broker.io-reg.sock")));
+    }
 }

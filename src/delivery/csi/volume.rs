@@ -14,7 +14,7 @@ use crate::delivery::files::mount::{MountError, Root};
 use crate::delivery::files::publisher::Publisher;
 use crate::delivery::files::status_file::Now;
 use crate::delivery::files::{self, VolumeConfig, mount};
-use crate::domain::{ConsumerId, VolumeName};
+use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::Identity;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Target, VolumeKey};
@@ -122,6 +122,7 @@ impl Volume {
         let known = self.published.as_ref().map(|published| &published.record);
         publish.pod.account_uid_before = known.map(|record| record.pod.account.uid.clone());
         claims.matches(&publish.pod)?;
+        self.check_role(&publish.attributes, &claims.pod().account)?;
         let record = VolumeRecord {
             volume_id: publish.volume_id,
             pod: claims.pod().clone(),
@@ -149,6 +150,22 @@ impl Volume {
                 Err(error)
             }
         }
+    }
+
+    fn check_role(
+        &self,
+        attributes: &Attributes,
+        account: &ServiceAccount,
+    ) -> Result<(), CsiError> {
+        let Some(role) = &attributes.role else { return Ok(()) };
+        if self.shared.config.tenant_roles.iter().any(|one| one.permits(role, account)) {
+            return Ok(());
+        }
+        let problem = format!(
+            "role: pods of {account} may not choose '{role}'; remove role, or ask the operator of \
+             this agent for [csi] tenant_roles"
+        );
+        Err(CsiError::Invalid(vec![problem]))
     }
 
     /// A pod that runs is never disturbed by a call that only brings its new token: what is wrong

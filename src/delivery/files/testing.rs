@@ -1,9 +1,8 @@
 //! Values that tests of several files here need.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::{DataView, Entry, Problem};
+use crate::broker::{DataView, Entry, Problem, shared_bytes};
 use crate::clock::BootInstant;
 use crate::domain::{PathKind, SecretBytes};
 use crate::source::ErrorClass;
@@ -17,7 +16,7 @@ pub(super) fn at(seconds: u64) -> BootInstant {
 /// A KV entry fetched at 10 s, fresh until 20 s, dead at 30 s.
 pub(super) fn entry(data: &str) -> Entry {
     Entry {
-        data: DataView::new(Arc::new(SecretBytes::new(data.into())), 0..data.len()),
+        data: DataView::new(shared_bytes(SecretBytes::new(data.into())), 0..data.len()),
         kind: PathKind::Kv,
         fetched_at: at(10),
         fresh_until: at(20),

@@ -10,7 +10,7 @@ use crate::delivery::files::testing::at;
 const GRACE: Duration = Duration::from_secs(30);
 
 /// A directory with one retired revision holding `a` and `d/b`.
-fn retired() -> (tempfile::TempDir, OwnedFd, RevisionName, PathBuf) {
+fn retired() -> (tempfile::TempDir, Root, RevisionName, PathBuf) {
     crate::sys::ignore_sigio().unwrap();
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let root = rustix::fs::open(dir.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
@@ -19,7 +19,7 @@ fn retired() -> (tempfile::TempDir, OwnedFd, RevisionName, PathBuf) {
     std::fs::create_dir_all(path.join("d")).unwrap();
     std::fs::write(path.join("a"), "secret a").unwrap();
     std::fs::write(path.join("d/b"), "secret b").unwrap();
-    (dir, root, name, path)
+    (dir, Root::handed_over(root, "a test", || Ok(BTreeSet::new())), name, path)
 }
 
 #[test]
@@ -27,9 +27,9 @@ fn a_revision_nobody_reads_is_gone_after_its_grace() {
     let (_dir, root, name, path) = retired();
     let mut wiper = Wiper::default();
     wiper.retire(name, at(100), GRACE);
-    assert_eq!(wiper.run(root.as_fd(), at(129)), Some(at(130)));
+    assert_eq!(wiper.run(&root, at(129)), Some(at(130)));
     assert!(path.join("a").exists());
-    assert_eq!(wiper.run(root.as_fd(), at(130)), None);
+    assert_eq!(wiper.run(&root, at(130)), None);
     assert!(!path.exists());
     assert_eq!(wiper.forced, 0);
 }
@@ -40,13 +40,13 @@ fn an_open_reader_is_not_zeroed_until_it_closes() {
     let mut reader = File::open(path.join("a")).unwrap();
     let mut wiper = Wiper::default();
     wiper.retire(name, at(0), GRACE);
-    assert_eq!(wiper.run(root.as_fd(), at(30)), Some(at(35)));
+    assert_eq!(wiper.run(&root, at(30)), Some(at(35)));
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "secret a");
     assert!(!path.join("d").exists(), "what nobody reads does not wait");
     drop(reader);
-    assert_eq!(wiper.run(root.as_fd(), at(35)), None);
+    assert_eq!(wiper.run(&root, at(35)), None);
     assert!(!path.exists());
     assert_eq!(wiper.forced, 0);
 }
@@ -58,8 +58,8 @@ fn past_the_deadline_the_bytes_are_zeroed_under_the_reader_and_counted() {
     let mut wiper = Wiper::default();
     wiper.retire(name, at(0), GRACE);
     let deadline = at(30) + GRACE * DEADLINE_GRACES;
-    assert!(wiper.run(root.as_fd(), deadline - Duration::from_secs(1)).is_some());
-    assert_eq!(wiper.run(root.as_fd(), deadline), None);
+    assert!(wiper.run(&root, deadline - Duration::from_secs(1)).is_some());
+    assert_eq!(wiper.run(&root, deadline), None);
     assert_eq!((wiper.forced, path.exists()), (1, false));
     let mut rest = Vec::new();
     reader.rewind().unwrap();
@@ -84,7 +84,7 @@ fn read_only_files_of_our_own_are_wiped_too() {
     use std::os::unix::fs::PermissionsExt;
     let (_dir, root, name, path) = retired();
     std::fs::set_permissions(path.join("a"), std::fs::Permissions::from_mode(0o400)).unwrap();
-    wipe_unseen(root.as_fd(), &name).unwrap();
+    wipe_unseen(root.dir.as_fd(), &name).unwrap();
     assert!(!path.exists());
 }
 
@@ -92,5 +92,18 @@ fn read_only_files_of_our_own_are_wiped_too() {
 fn a_revision_that_is_not_there_is_no_error() {
     let (_dir, root, ..) = retired();
     let other = RevisionName::new(jiff::Timestamp::UNIX_EPOCH, 9);
-    wipe_unseen(root.as_fd(), &other).unwrap();
+    wipe_unseen(root.dir.as_fd(), &other).unwrap();
+}
+
+#[test]
+fn what_the_mounter_knows_to_be_mounted_elsewhere_is_kept() {
+    let (dir, root, name, path) = retired();
+    let inode = std::os::unix::fs::MetadataExt::ino(&path.join("a").metadata().unwrap());
+    let root = Root::handed_over(root.dir, "a test", move || Ok(BTreeSet::from([inode])));
+    let mut wiper = Wiper::default();
+    wiper.retire(name, at(0), GRACE);
+    assert_eq!(wiper.run(&root, at(30)), Some(at(35)));
+    assert_eq!(std::fs::read_to_string(path.join("a")).unwrap(), "secret a");
+    assert!(!path.join("d").exists());
+    drop(dir);
 }

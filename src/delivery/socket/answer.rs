@@ -1,7 +1,6 @@
 //! Replies: Vault's envelope and error body, and the headers every reply has.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::request::Refusal;
 use super::transport::Answer;
-use crate::audit::AuditDown;
-use crate::broker::{Freshness, ReadError, Reply, shared_bytes};
+use crate::audit::NotRecorded;
+use crate::broker::{Entry, Freshness, ReadError, Reply, shared_bytes};
 use crate::clock::BootInstant;
 use crate::domain::{PathKind, SecretBytes};
 use crate::source::ErrorClass;
@@ -70,15 +69,38 @@ pub(super) fn envelope(data: &Value) -> Value {
     })
 }
 
+/// The last `Age` that was written: within a second it is written once.
+pub(super) struct Age {
+    seconds: u64,
+    value: HeaderValue,
+}
+
+impl Default for Age {
+    fn default() -> Self {
+        Self { seconds: 0, value: HeaderValue::from(0) }
+    }
+}
+
+impl Age {
+    fn of(&mut self, entry: &Entry, now: BootInstant) -> HeaderValue {
+        let seconds = now.since(entry.fetched_at).as_secs();
+        if seconds != self.seconds {
+            *self = Self { seconds, value: HeaderValue::from(seconds) };
+        }
+        self.value.clone()
+    }
+}
+
 /// A secret, with its age and how it was come by. The body shares the entry's wiped memory.
-pub(super) fn secret(reply: &Reply, now: BootInstant) -> Answer {
+pub(super) fn secret(reply: &Reply, age: &mut Age, now: BootInstant) -> Answer {
     let body = match reply.entry.kind {
-        PathKind::Minting => shared_bytes(Arc::new(leased_envelope(reply))),
+        PathKind::Minting => shared_bytes(leased_envelope(reply)),
         PathKind::Kv | PathKind::Static => reply.entry.data.body(),
     };
-    let mut headers = HeaderMap::with_capacity(8);
+    // Four, with those that every reply has: a larger map would not fit the allocator's cache.
+    let mut headers = HeaderMap::with_capacity(4);
     headers.insert(X_CACHE, x_cache(reply.freshness));
-    headers.insert(AGE, HeaderValue::from(now.since(reply.entry.fetched_at).as_secs()));
+    headers.insert(AGE, age.of(&reply.entry, now));
     with_body(StatusCode::OK, body, headers)
 }
 
@@ -153,22 +175,24 @@ impl From<ReadError> for Refusal {
     }
 }
 
-impl From<AuditDown> for Refusal {
-    fn from(error: AuditDown) -> Self {
+impl From<NotRecorded> for Refusal {
+    fn from(error: NotRecorded) -> Self {
         Self::unavailable(error.to_string(), RETRY_SECONDS)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::broker::{DataView, Entry, LocalLease};
+    use crate::broker::{DataView, LocalLease};
     use crate::domain::LocalLeaseId;
     use http_body_util::BodyExt;
 
     fn reply(kind: PathKind, body: &str, local_lease: Option<LocalLease>) -> Reply {
         let entry = Entry {
-            data: DataView::new(Arc::new(SecretBytes::new(body.into())), 0..body.len()),
+            data: DataView::new(shared_bytes(SecretBytes::new(body.into())), 0..body.len()),
             kind,
             fetched_at: BootInstant::from_nanos(1_000_000_000),
             fresh_until: BootInstant::default(),
@@ -188,6 +212,7 @@ mod tests {
     async fn a_cached_envelope_goes_out_byte_for_byte_with_age_and_state() {
         let answer = secret(
             &reply(PathKind::Kv, "{ \"data\" : 1 }", None),
+            &mut Age::default(),
             BootInstant::from_nanos(43_999_999_999),
         );
         let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
@@ -210,6 +235,7 @@ mod tests {
         };
         let answer = secret(
             &reply(PathKind::Minting, r#"{"password":"p\"1"}"#, Some(lease)),
+            &mut Age::default(),
             BootInstant::default(),
         );
         let value: Value = serde_json::from_slice(&body(answer).await).unwrap();

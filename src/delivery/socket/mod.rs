@@ -31,6 +31,7 @@ mod answer;
 pub mod bind;
 pub mod client;
 mod directory;
+mod gate;
 mod leases;
 mod local;
 pub mod metrics;

@@ -1,13 +1,12 @@
 //! Reading a secret: policy once, remembered per connection; then the snapshot; then the broker.
 
-use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::{MutexGuard, PoisonError};
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
-use super::answer;
+use super::answer::{self, Age};
 use super::directory::Located;
 use super::request::{self, Refusal};
 use super::routes::Connection;
@@ -24,7 +23,7 @@ use crate::policy::{Authorized, Denied};
 const MEMOS_MAX: usize = 256;
 
 /// Decisions of one connection by raw request target.
-pub(super) type Memos = HashMap<Box<str>, Memo>;
+pub(super) type Memos = hashbrown::HashMap<Box<str>, Memo>;
 
 /// One remembered decision.
 pub(super) struct Memo {
@@ -32,6 +31,7 @@ pub(super) struct Memo {
     place: Place,
     namespace: Option<String>,
     served: Served,
+    age: Age,
 }
 
 impl Connection {
@@ -56,7 +56,7 @@ impl Connection {
             Freshness::Hit => _ = self.deps.metrics.hits.inc(),
             other => self.deps.metrics.count("secret", 200, answer::cache_label(other)),
         }
-        Some(answer::secret(&reply, now))
+        Some(answer::secret(&reply, &mut memo.age, now))
     }
 
     /// The long way: decide unless decided, then the snapshot, then the broker.
@@ -84,7 +84,7 @@ impl Connection {
                 authorized
             }
         };
-        let reply = match self.deps.broker.lookup(&Place::of(&authorized), now) {
+        let reply = match self.deps.broker.lookup(&self.deps.broker.place(&authorized), now) {
             Some(reply) => reply,
             None => self.deps.broker.read(authorized).await?,
         };
@@ -94,7 +94,8 @@ impl Connection {
         if let Some(memo) = self.memos().get_mut(target) {
             memo.served.note(now)?;
         }
-        Ok((answer::secret(&reply, now), answer::cache_label(reply.freshness)))
+        let answer = answer::secret(&reply, &mut Age::default(), now);
+        Ok((answer, answer::cache_label(reply.freshness)))
     }
 
     /// A path's source, if there is one and the caller's namespace header does not contradict.
@@ -202,8 +203,8 @@ impl Connection {
         if memos.len() >= MEMOS_MAX {
             memos.clear();
         }
-        let (place, authorized) = (Place::of(authorized), authorized.clone());
-        memos.insert(target.into(), Memo { authorized, place, namespace, served });
+        let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
+        memos.insert(target.into(), Memo { authorized, place, namespace, served, age: Age::default() });
     }
 
     /// Only this connection's requests, one at a time, ever take the lock.

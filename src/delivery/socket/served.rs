@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::audit::{Audit, AuditDown, AuditEvent};
+use crate::audit::{Audit, AuditEvent, NotRecorded};
 use crate::clock::BootInstant;
 use crate::domain::SecretRef;
 use crate::identity::Identity;
@@ -36,7 +36,7 @@ impl Served {
 
     /// Notes one read. Fails only if every read must be recorded and this one could not be; a
     /// summary that cannot be recorded now is kept for later.
-    pub(super) fn note(&mut self, now: BootInstant) -> Result<(), AuditDown> {
+    pub(super) fn note(&mut self, now: BootInstant) -> Result<(), NotRecorded> {
         self.count += 1;
         if self.per_read {
             return self.record().inspect_err(|_| self.count -= 1);
@@ -47,7 +47,7 @@ impl Served {
         Ok(())
     }
 
-    fn record(&mut self) -> Result<(), AuditDown> {
+    fn record(&mut self) -> Result<(), NotRecorded> {
         self.audit.record(AuditEvent::Served {
             identity: self.identity.clone(),
             secret: self.secret.clone(),

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -24,6 +22,7 @@ use super::Limits;
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
 use super::admission::{Admission, Admitted};
 use super::bind::BoundSocket;
+use super::gate::Gated;
 use crate::clock::BootInstant;
 use crate::identity::peer::Peer;
 use crate::identity::{Identity, Listener, Subject};
@@ -175,9 +174,7 @@ impl Transport {
 
         let mut connection = pin!(connection);
         let notice = |stop| self.notice(peer, &activity, stop);
-        // Polled when it was woken itself, not at each request: polling exit, stop and clock beside
-        // every reply would cost a tenth of it.
-        let mut notices = FuturesUnordered::from_iter([notice(Some(&stop))]);
+        let mut gated = Gated::new(notice(Some(&stop)));
         loop {
             // Both arms are cancel-safe: the futures are polled on.
             tokio::select! {
@@ -188,10 +185,10 @@ impl Transport {
                     }
                     return;
                 }
-                Some(notice_given) = notices.next() => match notice_given {
+                given = &mut gated => match given {
                     Notice::Stop => {
                         connection.as_mut().graceful_shutdown();
-                        notices.push(notice(None));
+                        gated = Gated::new(notice(None));
                     }
                     Notice::Drop(reason) => return self.count_dropped(reason),
                 },

@@ -1,0 +1,190 @@
+//! Callers' budgets: how many lines one caller may make in a second, and how many of its records
+//! may wait at once, so that nobody fills the log or keeps others out of it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::BuildHasher as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::AuditEvent;
+use super::line::LeftOut;
+use crate::clock::BootInstant;
+use crate::domain::ConsumerId;
+use crate::identity::Identity;
+
+/// The time for which lines are counted, and after which what was left out is written.
+pub(super) const WINDOW: Duration = Duration::from_secs(1);
+/// Callers with a budget of their own; further ones share one.
+const CALLERS_MAX: usize = 4096;
+
+/// What becomes of a record.
+pub(super) enum Admission {
+    /// It gets a line.
+    Line(Place),
+    /// It is counted, and the count gets a line.
+    Counted,
+    /// It is counted, and must not happen.
+    Refused,
+}
+
+/// A caller's place in the queue; dropping it frees the place.
+pub(super) struct Place(Arc<AtomicUsize>);
+
+/// All callers' budgets.
+pub(super) struct Budgets {
+    lines_per_window: u32,
+    /// Every read is to have a line: reads are not counted together.
+    per_read: bool,
+    hasher: RandomState,
+    /// `None` is everybody for whom there was no room.
+    callers: Mutex<HashMap<Option<ConsumerId>, Caller>>,
+    /// Something was left out, so a summary is due after [`WINDOW`].
+    pub(super) left_out: Notify,
+}
+
+/// One caller.
+#[derive(Default)]
+struct Caller {
+    waiting: Arc<AtomicUsize>,
+    window_began: BootInstant,
+    lines: u32,
+    /// Permissions with a line in this window, as hashes; at most as many as lines.
+    permissions: Vec<u64>,
+    left_out: LeftOut,
+}
+
+/// What kind of record a caller makes.
+#[derive(Clone, Copy)]
+enum Kind {
+    Denial,
+    /// By its hash.
+    Permission(u64),
+    /// A summary of so many reads.
+    Served(u64),
+    /// One read that must have its own line.
+    Read,
+}
+
+impl Budgets {
+    pub(super) fn new(lines_per_window: u32, per_read: bool) -> Self {
+        Self {
+            lines_per_window,
+            per_read,
+            hasher: RandomState::new(),
+            callers: Mutex::default(),
+            left_out: Notify::new(),
+        }
+    }
+
+    /// Judges a record of a caller while `free` places are left in the queue; `None` for what no
+    /// caller did.
+    pub(super) fn admit(
+        &self,
+        event: &AuditEvent,
+        free: usize,
+        now: BootInstant,
+    ) -> Option<Admission> {
+        let (identity, kind) = self.kind_of(event)?;
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let caller = find(&mut callers, identity.consumer().clone(), now);
+        let admission = caller.admit(kind, free, self.lines_per_window, now);
+        if !matches!(admission, Admission::Line(_)) {
+            self.left_out.notify_one();
+        }
+        Some(admission)
+    }
+
+    /// Takes what was left out since the last time, by caller.
+    pub(super) fn take_left_out(&self) -> Vec<(Option<ConsumerId>, LeftOut)> {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = callers.iter_mut().map(|(id, caller)| {
+            let left_out = std::mem::take(&mut caller.left_out);
+            (id.clone(), left_out)
+        });
+        let mut taken: Vec<_> =
+            taken.filter(|(_, left_out)| *left_out != LeftOut::default()).collect();
+        taken.sort_by(|a, b| a.0.cmp(&b.0));
+        taken
+    }
+
+    fn kind_of<'e>(&self, event: &'e AuditEvent) -> Option<(&'e Identity, Kind)> {
+        match event {
+            AuditEvent::Decision { identity, allowed: false, .. } => Some((identity, Kind::Denial)),
+            AuditEvent::Decision { identity, secret, rule, .. } => {
+                let strength = (identity.listener(), identity.strength());
+                let hash = self.hasher.hash_one((secret, rule, strength));
+                Some((identity, Kind::Permission(hash)))
+            }
+            AuditEvent::Served { identity, .. } if self.per_read => Some((identity, Kind::Read)),
+            AuditEvent::Served { identity, count, .. } => Some((identity, Kind::Served(*count))),
+            AuditEvent::Upstream { .. }
+            | AuditEvent::Volume { .. }
+            | AuditEvent::Lifecycle { .. } => None,
+        }
+    }
+}
+
+/// The caller's entry. At the bound, callers that nothing is known about any more make room.
+fn find(
+    callers: &mut HashMap<Option<ConsumerId>, Caller>,
+    id: ConsumerId,
+    now: BootInstant,
+) -> &mut Caller {
+    let mut id = Some(id);
+    if callers.len() >= CALLERS_MAX && !callers.contains_key(&id) {
+        callers.retain(|_, caller| !caller.is_idle(now));
+        if callers.len() >= CALLERS_MAX {
+            id = None;
+        }
+    }
+    match callers.entry(id) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(Caller::default()),
+    }
+}
+
+impl Caller {
+    /// A caller may have no more records waiting than places are free: one caller gets half of the
+    /// queue, and any number of greedy ones leaves a place for somebody else.
+    fn admit(&mut self, kind: Kind, free: usize, limit: u32, now: BootInstant) -> Admission {
+        if now.since(self.window_began) >= WINDOW {
+            (self.window_began, self.lines) = (now, 0);
+            self.permissions.clear();
+        }
+        let has_place = self.waiting.load(Ordering::Relaxed) < free;
+        if has_place && (self.lines < limit || matches!(kind, Kind::Read)) {
+            self.lines = self.lines.saturating_add(1);
+            if let Kind::Permission(hash) = kind {
+                self.permissions.push(hash);
+            }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            return Admission::Line(Place(Arc::clone(&self.waiting)));
+        }
+        let repeated = matches!(kind, Kind::Permission(hash) if self.permissions.contains(&hash));
+        let (count, by, admission) = match kind {
+            Kind::Denial => (&mut self.left_out.denied, 1, Admission::Counted),
+            Kind::Permission(_) if repeated => (&mut self.left_out.repeated, 1, Admission::Counted),
+            Kind::Served(reads) => (&mut self.left_out.served, reads, Admission::Counted),
+            Kind::Permission(_) | Kind::Read => (&mut self.left_out.refused, 1, Admission::Refused),
+        };
+        *count = count.saturating_add(by);
+        admission
+    }
+
+    /// Indistinguishable from a caller that was never seen.
+    fn is_idle(&self, now: BootInstant) -> bool {
+        now.since(self.window_began) >= WINDOW
+            && self.waiting.load(Ordering::Relaxed) == 0
+            && self.left_out == LeftOut::default()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,161 @@
+//! Checkpoints as verification finds them: in anchor files, and in the agent's own log, as text or
+//! JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::VerifyError;
+use crate::audit::chain::LineHash;
+
+/// Checkpoints taken in; what an agent keeps is some thousands.
+const CHECKPOINTS_MAX: usize = 1 << 20;
+/// What a checkpoint in a log of text follows.
+const MESSAGE: &str = "audit checkpoint";
+
+/// All checkpoints, by instance.
+#[derive(Debug, Default)]
+pub(super) struct Anchors {
+    by_instance: BTreeMap<String, Anchored>,
+    /// The earliest time of a checkpoint; of instances that ended before nothing is known.
+    pub(super) since: Option<String>,
+    /// Lines that hold no checkpoint.
+    pub(super) others: u64,
+    count: usize,
+}
+
+/// The checkpoints of one instance.
+#[derive(Debug, Default)]
+pub(super) struct Anchored {
+    hashes: BTreeSet<(u64, LineHash)>,
+    /// The time of the newest checkpoint.
+    pub(super) until: String,
+}
+
+#[derive(Deserialize)]
+struct Checkpoint<'a> {
+    #[serde(alias = "timestamp", default)]
+    time: &'a str,
+    instance: &'a str,
+    seq: u64,
+    hash: &'a str,
+}
+
+/// What checkpoints say of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Silent,
+    Fits,
+    Contradicts,
+}
+
+impl Anchors {
+    pub(super) fn read(files: &[PathBuf]) -> Result<Self, VerifyError> {
+        let mut anchors = Self::default();
+        for path in files {
+            let failed = |source| VerifyError::Read { path: path.clone(), source };
+            let lines = BufReader::new(File::open(path).map_err(failed)?).split(b'\n');
+            for line in lines {
+                let line = line.map_err(failed)?;
+                anchors.take(&String::from_utf8_lossy(&line));
+            }
+        }
+        if anchors.by_instance.is_empty() { Err(VerifyError::NoCheckpoint) } else { Ok(anchors) }
+    }
+
+    fn take(&mut self, line: &str) {
+        let json = serde_json::from_str(line).ok();
+        let checkpoint: Option<Checkpoint<'_>> = json.or_else(|| from_text(line));
+        let hash = checkpoint.as_ref().and_then(|c| LineHash::from_hex(c.hash.as_bytes()));
+        let (Some(checkpoint), Some(hash)) = (checkpoint, hash) else {
+            self.others += u64::from(!line.trim().is_empty());
+            return;
+        };
+        if self.count >= CHECKPOINTS_MAX {
+            self.others += 1;
+            return;
+        }
+        self.count += 1;
+        let time = checkpoint.time;
+        if self.since.as_deref().is_none_or(|since| time < since) {
+            self.since = Some(time.to_owned());
+        }
+        let anchored = self.by_instance.entry(checkpoint.instance.to_owned()).or_default();
+        anchored.hashes.insert((checkpoint.seq, hash));
+        if anchored.until.as_str() < time {
+            time.clone_into(&mut anchored.until);
+        }
+    }
+
+    pub(super) fn of(&self, instance: &str) -> Option<&Anchored> {
+        self.by_instance.get(instance)
+    }
+
+    pub(super) fn instances(&self) -> impl Iterator<Item = (&String, &Anchored)> {
+        self.by_instance.iter()
+    }
+}
+
+impl Anchored {
+    pub(super) fn judge(&self, seq: u64, hash: LineHash) -> Verdict {
+        let (least, most) = (LineHash::from_bytes([0; 32]), LineHash::from_bytes([0xff; 32]));
+        let mut of_seq = self.hashes.range((seq, least)..=(seq, most)).peekable();
+        if of_seq.peek().is_none() {
+            return Verdict::Silent;
+        }
+        if of_seq.all(|(_, said)| *said == hash) { Verdict::Fits } else { Verdict::Contradicts }
+    }
+
+    /// The newest record that is covered; 0 if there is only the checkpoint of the start.
+    pub(super) fn last_seq(&self) -> u64 {
+        self.hashes.last().map_or(0, |(seq, _)| *seq)
+    }
+}
+
+/// `2027-01-15T08:00:00.000000Z  INFO audit checkpoint instance=ab seq=7 hash=…`
+fn from_text(line: &str) -> Option<Checkpoint<'_>> {
+    let (before, fields) = line.split_once(MESSAGE)?;
+    let field = |name: &str| {
+        let mut words = fields.split_whitespace();
+        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
+    let is_time = |word: &&str| word.len() >= 20 && word.as_bytes()[10] == b'T';
+    Some(Checkpoint {
+        time: before.split_whitespace().rfind(is_time).unwrap_or_default(),
+        instance: field("instance")?,
+        seq: field("seq")?.parse().ok()?,
+        hash: field("hash")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_are_found_in_all_the_forms_they_are_kept_in() {
+        let hash = LineHash::genesis("a");
+        let mut anchors = Anchors::default();
+        for line in [
+            format!(r#"{{"time":"2027-01-15T08:00:01.000000Z","instance":"a","seq":1,"hash":"{hash}"}}"#),
+            format!(r#"{{"timestamp":"2027-01-15T08:00:02.000000Z","level":"INFO","message":"audit checkpoint","instance":"a","seq":2,"hash":"{hash}"}}"#),
+            format!("2027-01-15T08:00:03.000000Z  INFO audit checkpoint instance=a seq=3 hash={hash}"),
+            "2027-01-15T08:00:00.000000Z  INFO something else".to_owned(),
+            r#"{"time":"2027","instance":"a","seq":4,"ha"#.to_owned(),
+        ] {
+            anchors.take(&line);
+        }
+        assert_eq!(anchors.others, 2);
+        assert_eq!(anchors.since.as_deref(), Some("2027-01-15T08:00:01.000000Z"));
+        let anchored = anchors.of("a").unwrap();
+        assert_eq!((anchored.last_seq(), anchored.until.as_str()), (3, "2027-01-15T08:00:03.000000Z"));
+        for seq in 1..=3 {
+            assert_eq!(anchored.judge(seq, hash), Verdict::Fits);
+            assert_eq!(anchored.judge(seq, LineHash::genesis("b")), Verdict::Contradicts);
+        }
+        assert_eq!(anchored.judge(4, hash), Verdict::Silent);
+    }
+}

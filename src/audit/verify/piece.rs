@@ -1,0 +1,239 @@
+//! From bytes to records: lines, what of them is a record, and what became of the others.
+
+use std::io::{self, BufRead};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::audit::chain::{self, LineHash};
+
+/// How each record begins. Quotes within a value are escaped, so these bytes stand nowhere else:
+/// where they appear within a line, another line before them was cut off.
+const BEGIN: &[u8] = br#"{"time":""#;
+/// Longest line that is taken in whole; ours are far shorter.
+const LINE_BYTES_MAX: usize = 256 * 1024;
+
+/// A line or the part of one that should be a record.
+#[derive(Debug)]
+pub(super) enum Piece<'a> {
+    Record(Record<'a>),
+    Bad(Bad),
+}
+
+/// A record whose hash is that of its bytes.
+#[derive(Debug)]
+pub(super) struct Record<'a> {
+    pub(super) time: &'a str,
+    pub(super) instance: &'a str,
+    pub(super) seq: u64,
+    pub(super) prev: LineHash,
+    pub(super) hash: LineHash,
+    /// How many records it says were not kept.
+    pub(super) lost: u64,
+}
+
+/// Something else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bad {
+    pub(super) class: Class,
+    /// Whose record it says it is, and which one, as far as that can still be read.
+    pub(super) instance: Option<String>,
+    pub(super) seq: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// A record that is not as it was written.
+    Altered,
+    /// The beginning of a record, and nothing more: what a crash leaves.
+    Torn,
+    /// Nothing of a record in it.
+    Foreign,
+}
+
+/// The fields verification needs; further ones are covered by the hash all the same.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    time: &'a str,
+    seq: u64,
+    instance: &'a str,
+    prev: &'a str,
+    #[serde(default)]
+    lost: u64,
+}
+
+/// Calls `each` with every piece and the number of its line. Memory is bounded by the longest line
+/// that is taken in.
+pub(super) fn for_each(
+    mut reader: impl BufRead,
+    mut each: impl FnMut(u64, Piece<'_>),
+) -> io::Result<()> {
+    let mut line = Vec::new();
+    for number in 1_u64.. {
+        line.clear();
+        let Some(whole) = read_line(&mut reader, &mut line)? else { break };
+        let mut parts = parts(&line).peekable();
+        while let Some(part) = parts.next() {
+            match piece(part, whole) {
+                // What a log collector writes before each line.
+                Some(Piece::Bad(bad)) if bad.class == Class::Foreign && parts.peek().is_some() => {}
+                Some(piece) => each(number, piece),
+                None => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads a line without its end; `None` at the end of the file, `false` if there was more of it
+/// than is taken in.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<bool>> {
+    let (mut any, mut whole) = (false, true);
+    loop {
+        let buffer = match reader.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            buffer => buffer?,
+        };
+        if buffer.is_empty() {
+            return Ok(any.then_some(whole));
+        }
+        any = true;
+        let end = buffer.iter().position(|byte| *byte == b'\n');
+        let taken = &buffer[..end.unwrap_or(buffer.len())];
+        let room = LINE_BYTES_MAX - line.len();
+        line.extend_from_slice(&taken[..taken.len().min(room)]);
+        whole &= taken.len() <= room;
+        let used = taken.len() + usize::from(end.is_some());
+        reader.consume(used);
+        if end.is_some() {
+            return Ok(Some(whole));
+        }
+    }
+}
+
+/// A line, cut where records begin.
+fn parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let begins = line.windows(BEGIN.len()).enumerate();
+    let begins = begins.filter(|(_, window)| *window == BEGIN).map(|(at, _)| at);
+    let mut from = 0;
+    let mut cuts = begins.filter(|at| *at > 0).chain([line.len()]);
+    std::iter::from_fn(move || {
+        let to = cuts.next()?;
+        let part = &line[from..to];
+        from = to;
+        Some(part)
+    })
+}
+
+/// What a part of a line is; `None` for nothing but white space.
+fn piece(part: &[u8], whole: bool) -> Option<Piece<'_>> {
+    if part.iter().all(u8::is_ascii_whitespace) {
+        return None;
+    }
+    Some(match record(part) {
+        Some(record) => Piece::Record(record),
+        None => Piece::Bad(bad(part, whole)),
+    })
+}
+
+fn record(bytes: &[u8]) -> Option<Record<'_>> {
+    let hash = chain::unseal(bytes)?;
+    let fields: Fields<'_> = serde_json::from_slice(bytes).ok()?;
+    let prev = LineHash::from_hex(fields.prev.as_bytes())?;
+    let Fields { time, seq, instance, lost, .. } = fields;
+    Some(Record { time, instance, seq, prev, hash, lost })
+}
+
+fn bad(bytes: &[u8], whole: bool) -> Bad {
+    let seq = after(bytes, br#""seq":"#).and_then(|rest| {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+    });
+    let instance = after(bytes, br#""instance":""#).and_then(|rest| {
+        let end = rest.iter().position(|byte| *byte == b'"')?;
+        std::str::from_utf8(&rest[..end]).ok().map(str::to_owned)
+    });
+    let class = if bytes.starts_with(BEGIN) && whole && is_beginning(bytes) {
+        Class::Torn
+    } else if bytes.starts_with(BEGIN) || chain::is_sealed(bytes) || instance.is_some() {
+        Class::Altered
+    } else {
+        Class::Foreign
+    };
+    Bad { class, instance, seq }
+}
+
+/// Whether more bytes could make a record of it.
+fn is_beginning(bytes: &[u8]) -> bool {
+    let parsed = serde_json::from_slice::<IgnoredAny>(bytes);
+    parsed.is_err_and(|error| error.is_eof()) && chain::is_unfinished(bytes)
+}
+
+fn after<'a>(bytes: &'a [u8], what: &[u8]) -> Option<&'a [u8]> {
+    let at = bytes.windows(what.len()).position(|window| window == what)?;
+    Some(&bytes[at + what.len()..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> Vec<u8> {
+        let text = r#"{"time":"2027","seq":7,"instance":"ab","message":"a\"{\\","prev":""#;
+        let mut line = format!("{text}{}\"}}", LineHash::genesis("ab")).into_bytes();
+        chain::seal(&mut line);
+        line.pop();
+        line
+    }
+
+    fn pieces(bytes: &[u8]) -> Vec<(u64, String)> {
+        let mut found = Vec::new();
+        let shown = |number, piece: Piece<'_>| {
+            let what = match piece {
+                Piece::Record(record) => format!("record {}", record.seq),
+                Piece::Bad(bad) => format!("{:?} {:?}", bad.class, bad.seq),
+            };
+            found.push((number, what));
+        };
+        for_each(bytes, shown).unwrap();
+        found
+    }
+
+    #[test]
+    fn every_beginning_of_a_record_is_torn_and_no_changed_byte_makes_one() {
+        let line = line();
+        for length in BEGIN.len()..line.len() {
+            assert_eq!(bad(&line[..length], true).class, Class::Torn, "{length}");
+        }
+        for at in 0..line.len() {
+            for byte in [b'x', b'"', b'\\', b'\n', b'{', b'}', b'0', 0xff] {
+                let mut changed = line.clone();
+                changed[at] = byte;
+                if changed != line && byte != b'\n' {
+                    assert_eq!(bad(&changed, true).class, Class::Altered, "{at} {byte}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_after_a_torn_one_on_the_same_line_and_one_with_a_prefix_are_found() {
+        let line = line();
+        let torn = [&line[..30], &line[..], b"\n"].concat();
+        assert_eq!(pieces(&torn), [(1, "Torn Some(7)".into()), (1, "record 7".into())]);
+        let joined = [&line[..], b"x", &line[..], b"\n"].concat();
+        assert_eq!(pieces(&joined), [(1, "Altered Some(7)".into()), (1, "record 7".into())]);
+        let noise = [b"\n \n2027 stdout F ".as_slice(), &line[..], b"\nhello"].concat();
+        assert_eq!(pieces(&noise), [(3, "record 7".into()), (4, "Foreign None".into())]);
+    }
+
+    #[test]
+    fn an_endless_line_takes_bounded_memory_and_does_not_hide_the_next() {
+        let line = line();
+        let long = [&line[..30], &vec![b'x'; 3 * LINE_BYTES_MAX], b"\n", &line[..]].concat();
+        assert_eq!(pieces(&long), [(1, "Altered Some(7)".into()), (2, "record 7".into())]);
+        let mut kept = Vec::new();
+        read_line(&mut long.as_slice(), &mut kept).unwrap();
+        assert_eq!(kept.len(), LINE_BYTES_MAX);
+    }
+}

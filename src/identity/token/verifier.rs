@@ -1,0 +1,71 @@
+//! The door of this folder: a token in, the pod it proves out.
+
+use std::time::SystemTime;
+
+use super::api_server::Connection;
+use super::keys::Keys;
+use super::{ApiServer, Expectations, KeySource, PodClaims, TokenRefused, review};
+use crate::clock::BootInstant;
+use crate::domain::Token;
+
+/// Who judges a token's signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verification {
+    /// This agent, by the cluster's public keys. Works while the API server is away; a token counts
+    /// until it ends, also after its pod or account was deleted.
+    Keys(KeySource),
+    /// The API server, for each token. Sees deletions at once and needs the right to create
+    /// `tokenreviews`; no token is believed while it is away.
+    TokenReview(ApiServer),
+}
+
+/// Judges tokens. Shared by all who receive any.
+pub struct Verifier {
+    expectations: Expectations,
+    way: Way,
+}
+
+enum Way {
+    Keys(Keys),
+    Review(Connection),
+}
+
+impl Verifier {
+    /// Reads the kept keys; asks nobody yet.
+    pub async fn open(expectations: Expectations, verification: Verification) -> Self {
+        let way = match verification {
+            Verification::Keys(source) => {
+                Way::Keys(Keys::open(source, expectations.issuers.is_empty()).await)
+            }
+            Verification::TokenReview(server) => Way::Review(Connection::new(server)),
+        };
+        Self { expectations, way }
+    }
+
+    /// Judges one token at `now` of the wall clock. Asks the API server when the key is unknown, at
+    /// most once in 30 s for all callers together, and for every TokenReview; each within 5 s.
+    /// Dropped, nothing is lost.
+    pub async fn verify(&self, token: &Token, now: SystemTime) -> Result<PodClaims, TokenRefused> {
+        let keys = match &self.way {
+            Way::Review(connection) => {
+                return review::verify(connection, &self.expectations, token, now).await;
+            }
+            Way::Keys(keys) => keys,
+        };
+        let seen = keys.current();
+        match self.expectations.verify(&seen, token, now) {
+            Err(TokenRefused::UnknownKey | TokenRefused::IssuerUnknown) => {}
+            judged => return judged,
+        }
+        keys.newer_than(&seen, BootInstant::now()).await.map_err(TokenRefused::Keys)?;
+        self.expectations.verify(&keys.current(), token, now)
+    }
+
+    /// Keeps keys fresh until dropped; for TokenReview there is nothing to do and it never ends.
+    pub async fn keep_fresh(&self) {
+        match &self.way {
+            Way::Keys(keys) => keys.keep_fresh().await,
+            Way::Review(_) => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Secrets as files in real pods, published by the real kubelet.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::product::{ONE_AT_A_TIME, Product, pod, restrict};
+use crate::support::node::BUSYBOX;
+use crate::support::process::eventually;
+use crate::support::node::SOON;
+
+#[test]
+fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let product = Product::install("");
+    let node = &product.node;
+    product.bed.vault.put_kv2("secret/shop/web", json!({ "user": "web", "token": "s3cr3t" }));
+    product.account("shop", "web");
+    node.kubectl(&[
+        "label", "namespace", "shop", "--overwrite", "pod-security.kubernetes.io/enforce=restricted",
+    ]);
+    let items = "- secret: secret/shop/web\n- secret: database/creds/shop\n  path: database.json\n";
+    let mut app = pod("shop", "app", "web", BUSYBOX, json!({ "items": items }));
+    restrict(&mut app);
+    node.apply(&app);
+    node.wait_until_ready("shop", "app");
+
+    let cat = |file: &str| {
+        let path = format!("/secrets/{file}");
+        let output = node.exec("shop", "app", "main", &["cat", &path]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!((cat("user").as_str(), cat("token").as_str()), ("web", "s3cr3t"));
+    let database: serde_json::Value = serde_json::from_str(&cat("database.json")).expect("JSON");
+    let (user, password) = (&database["username"], &database["password"]);
+    let (user, password) = (user.as_str().expect("a user"), password.as_str().expect("a password"));
+    product.bed.postgres.login(user, password).expect("the credential works");
+    let listing = node.exec("shop", "app", "main", &["ls", "-lnL", "/secrets/token"]);
+    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+    assert!(listing.starts_with("-r--r-----"), "{listing}");
+    assert!(listing.contains(" 0        2000 "), "{listing}");
+    let write = node.exec("shop", "app", "main", &["sh", "-c", "echo x >/secrets/x"]);
+    assert!(!write.status.success());
+
+    // A KV session, one for the credential's consumer, and one read of each path.
+    assert_eq!(product.requests("secret/data/shop/web", "read"), 1);
+    assert_eq!(product.requests("database/creds/shop", "read"), 1);
+    let users = product.bed.database_users();
+    assert_eq!(users.len(), 1, "{users:?}");
+
+    node.delete_pod("shop", "app");
+    eventually(SOON, "the credential ends with its pod", || {
+        product.bed.database_users().is_empty()
+    });
+    let status = product.status();
+    assert_eq!(status["volumes"].as_array().map(Vec::len), Some(0), "{status}");
+    product.remove();
+}
+
+#[test]
+fn a_pod_that_may_not_gets_nothing_and_its_events_say_why() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let product = Product::install("");
+    let node = &product.node;
+    product.bed.vault.put_kv2("secret/shop/web", json!({ "token": "s3cr3t" }));
+    // The same account name in another namespace, which has no role in Vault.
+    product.account("other", "web");
+    let rows = [
+        ("stranger", json!({ "secret": "secret/shop/web#token" }), "permission denied"),
+        ("typo", json!({ "secrets": "secret/shop/web" }), "unknown attribute 'secrets'"),
+        ("role", json!({ "secret": "secret/shop/web#token", "role": "shop-web" }), "role"),
+    ];
+    for (name, attributes, reason) in &rows {
+        node.apply(&pod("other", name, "web", BUSYBOX, attributes.clone()));
+        let path = "api/v1/namespaces/other/events?fieldSelector=involvedObject.name=";
+        let events = || node.get(&format!("{path}{name}")).unwrap_or_default().to_string();
+        let deadline = std::time::Instant::now() + Duration::from_secs(90);
+        while !events().contains(reason) {
+            assert!(std::time::Instant::now() < deadline, "{name}: {}\n{}", events(), product.log());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert!(!events().contains("s3cr3t"));
+        node.delete_pod("other", name);
+    }
+    let status = product.status();
+    assert_eq!(status["volumes"].as_array().map(Vec::len), Some(0), "{status}");
+    assert!(!product.log().contains("s3cr3t"));
+    product.remove();
+}

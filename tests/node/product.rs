@@ -1,0 +1,332 @@
+//! The product on the node as a cluster runs it: a DaemonSet of agent and mounter, the CSIDriver,
+//! Vault beside them, and the pods that use it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::kubernetes::NODE;
+use crate::support::node::image::{File, program_with_libraries};
+use crate::support::node::{Node, SOON};
+use crate::support::process::eventually;
+use crate::support::shared::{AGENT, NAMESPACE, node};
+use crate::support::testbed::Testbed;
+
+/// The driver's name.
+pub const DRIVER: &str = "csi.secrets-broker.io";
+/// Below the kubelet's root of the node.
+const RUN: &str = "/run/secrets-broker";
+
+/// What Vault lets a pod's own service account read.
+const POD_POLICY: &str = r#"
+path "secret/data/shop/*"  { capabilities = ["read"] }
+path "database/creds/shop" { capabilities = ["read"] }
+"#;
+
+const CONFIG: &str = r#"
+[agent]
+log = "debug"
+
+[sources.vault]
+kind = "vault"
+address = "{vault}"
+role = "broker"
+pod_role = "{namespace}-{serviceaccount}"
+token_file = "/var/run/secrets/vault/token"
+mounts = { secret = "kv2", database = "database" }
+
+[audit]
+output = "/run/secrets-broker/audit.log"
+
+[csi]
+enabled = true
+node = "${NODE_NAME}"
+kubelet_root = "{kubelet}"
+mounter_socket = "/run/secrets-broker/mounter/mounter.sock"
+retire_grace = "2s"
+"#;
+
+/// The installed product with its Vault. One per test binary, as on a node.
+pub struct Product {
+    pub node: Arc<Node>,
+    pub bed: Testbed,
+}
+
+/// Held while a test uses the product: there is one driver on the node.
+pub static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+impl Product {
+    /// Installs it, with `more` in the agent's configuration, and waits until the kubelet knows the
+    /// driver.
+    pub fn install(more: &str) -> Product {
+        let node = node();
+        let bed = Testbed::start_beside(&node);
+        bed.vault.write("sys/policies/acl/pods", json!({ "policy": POD_POLICY }));
+        let product = Product { node, bed };
+        product.let_in("shop", "web");
+        let image = product.node.image("secrets-broker", &Self::program());
+        for object in product.objects(&image, more) {
+            product.node.apply(&object);
+        }
+        product.wait_until_registered();
+        product
+    }
+
+    fn program() -> Vec<File> {
+        program_with_libraries(&PathBuf::from(env!("CARGO_BIN_EXE_secrets-broker")))
+    }
+
+    /// Lets the pods of one service account log in to Vault as themselves.
+    pub fn let_in(&self, namespace: &str, account: &str) {
+        self.bed.vault.write(
+            &format!("auth/kubernetes/role/{namespace}-{account}"),
+            json!({
+                "bound_service_account_names": [account],
+                "bound_service_account_namespaces": [namespace],
+                "audience": "vault",
+                "token_policies": ["pods"],
+                "token_ttl": "1h",
+            }),
+        );
+    }
+
+    /// Makes a namespace with a service account in it.
+    pub fn account(&self, namespace: &str, account: &str) {
+        self.node.create_namespace(namespace);
+        self.node.apply(&json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": { "namespace": namespace, "name": account },
+        }));
+    }
+
+    /// The kubelet lists the driver on the node's CSINode.
+    pub fn wait_until_registered(&self) {
+        let registered = || {
+            let csinode = self.node.get(&format!("apis/storage.k8s.io/v1/csinodes/{NODE}"));
+            let csinode = csinode.unwrap_or_default();
+            let drivers = csinode["spec"]["drivers"].as_array();
+            drivers.into_iter().flatten().any(|driver| driver["name"] == DRIVER)
+        };
+        let deadline = Instant::now() + SOON;
+        while !registered() {
+            assert!(
+                Instant::now() < deadline,
+                "the kubelet does not know the driver\n{}\n{}",
+                self.log(),
+                self.kubelet_says("plugin")
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The name of the product's pod.
+    pub fn pod_name(&self) -> String {
+        self.pods().into_iter().next().expect("the DaemonSet has a pod")
+    }
+
+    fn pods(&self) -> Vec<String> {
+        let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
+        let ours = |pod: &&Value| {
+            pod["metadata"]["labels"]["app"] == "secrets-broker"
+                && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        let names = pods["items"].as_array().into_iter().flatten().filter(ours);
+        names.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect()
+    }
+
+    /// `secrets-broker status -o json` as `kubectl exec` would run it.
+    pub fn status(&self) -> Value {
+        let command = ["secrets-broker", "status", "-o", "json"];
+        let output = self.node.exec(NAMESPACE, &self.pod_name(), "agent", &command);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
+    /// The last of the kubelet's log lines with this word.
+    fn kubelet_says(&self, word: &str) -> String {
+        let log = self.node.kubelet_log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(word)).collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// What both containers have logged.
+    pub fn log(&self) -> String {
+        let Some(pod) = self.pods().into_iter().next() else { return String::new() };
+        ["agent", "mounter"].map(|name| self.node.pod_log(NAMESPACE, &pod, name)).concat()
+    }
+
+    /// Logins and reads that reached Vault, from its audit log.
+    pub fn requests(&self, path: &str, operation: &str) -> usize {
+        self.bed.vault.audit_requests(path, operation)
+    }
+
+    /// Takes everything away again.
+    pub fn remove(self) {
+        self.node.delete(&format!("apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/secrets-broker"));
+        eventually(SOON, "its pods are gone", || {
+            let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods"));
+            pods.is_none_or(|pods| pods["items"].as_array().is_none_or(Vec::is_empty))
+        });
+        self.node.delete(&format!("apis/storage.k8s.io/v1/csidrivers/{DRIVER}"));
+    }
+
+    fn objects(&self, image: &str, more: &str) -> Vec<Value> {
+        let kubelet = self.node.kubelet_root();
+        let kubelet = kubelet.to_str().expect("a readable path");
+        let config = CONFIG
+            .replace("{vault}", &self.bed.vault.address)
+            .replace("{kubelet}", kubelet);
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": { "name": "secrets-broker-keys" },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": "system:service-account-issuer-discovery",
+            },
+            "subjects": [
+                { "kind": "ServiceAccount", "namespace": NAMESPACE, "name": AGENT },
+            ],
+        });
+        let driver = json!({
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "CSIDriver",
+            "metadata": { "name": DRIVER },
+            "spec": {
+                "attachRequired": false,
+                "podInfoOnMount": true,
+                "volumeLifecycleModes": ["Ephemeral"],
+                "fsGroupPolicy": "None",
+                "requiresRepublish": true,
+                "storageCapacity": false,
+                "tokenRequests": [{ "audience": "vault", "expirationSeconds": 3600 }],
+            },
+        });
+        let map = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "namespace": NAMESPACE, "name": "secrets-broker" },
+            "data": { "config.toml": format!("{config}{more}") },
+        });
+        vec![binding, driver, map, Self::daemon_set(image, kubelet)]
+    }
+
+    fn daemon_set(image: &str, kubelet: &str) -> Value {
+        let labels = json!({ "app": "secrets-broker" });
+        let host = |name: &str, path: &str| {
+            json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } })
+        };
+        let at = |name: &str, path: &str| json!({ "name": name, "mountPath": path });
+        let plugins = format!("{kubelet}/plugins/{DRIVER}");
+        let registry = format!("{kubelet}/plugins_registry");
+        let token = json!({ "audience": "vault", "expirationSeconds": 3600, "path": "token" });
+        let mut kubelet_mount = at("kubelet", kubelet);
+        kubelet_mount["mountPropagation"] = json!("Bidirectional");
+        let agent = json!({
+            "name": "agent",
+            "image": image,
+            "imagePullPolicy": "Never",
+            "command": ["secrets-broker", "run"],
+            "env": [{
+                "name": "NODE_NAME",
+                "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } },
+            }],
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": {
+                    "drop": ["ALL"],
+                    "add": ["CHOWN", "FOWNER", "IPC_LOCK", "LEASE"],
+                },
+                "seccompProfile": { "type": "RuntimeDefault" },
+            },
+            "volumeMounts": [
+                at("config", "/etc/secrets-broker"),
+                at("vault-token", "/var/run/secrets/vault"),
+                at("plugin", &plugins),
+                at("registry", &registry),
+                at("run", RUN),
+            ],
+        });
+        let mounter = json!({
+            "name": "mounter",
+            "image": image,
+            "imagePullPolicy": "Never",
+            "command": ["secrets-broker", "mounter", "--kubelet-root", kubelet],
+            "securityContext": { "privileged": true, "readOnlyRootFilesystem": true },
+            "volumeMounts": [kubelet_mount, at("run", RUN)],
+        });
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": { "namespace": NAMESPACE, "name": "secrets-broker" },
+            "spec": {
+                "selector": { "matchLabels": labels },
+                "template": {
+                    "metadata": { "labels": labels },
+                    "spec": {
+                        "serviceAccountName": AGENT,
+                        // Vault listens on loopback here.
+                        "hostNetwork": true,
+                        "terminationGracePeriodSeconds": 10,
+                        "containers": [agent, mounter],
+                        "volumes": [
+                            { "name": "config", "configMap": { "name": "secrets-broker" } },
+                            { "name": "vault-token", "projected": { "sources": [
+                                { "serviceAccountToken": token },
+                            ] } },
+                            host("plugin", &plugins),
+                            host("registry", &registry),
+                            host("run", RUN),
+                            { "name": "kubelet", "hostPath": { "path": kubelet } },
+                        ],
+                    },
+                },
+            },
+        })
+    }
+}
+
+/// A pod of one container `main` with a volume at `/secrets`.
+pub fn pod(namespace: &str, name: &str, account: &str, image: &str, attributes: Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "namespace": namespace, "name": name },
+        "spec": {
+            "serviceAccountName": account,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 2,
+            "containers": [{
+                "name": "main",
+                "image": image,
+                "imagePullPolicy": "Never",
+                "command": ["sh", "-ec", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"],
+                "volumeMounts": [{ "name": "secrets", "mountPath": "/secrets" }],
+            }],
+            "volumes": [{
+                "name": "secrets",
+                "csi": { "driver": DRIVER, "readOnly": true, "volumeAttributes": attributes },
+            }],
+        },
+    })
+}
+
+/// What a restricted namespace demands.
+pub fn restrict(pod: &mut Value) {
+    pod["spec"]["securityContext"] = json!({
+        "runAsNonRoot": true,
+        "runAsUser": 1000,
+        "runAsGroup": 1000,
+        "fsGroup": 2000,
+        "seccompProfile": { "type": "RuntimeDefault" },
+    });
+    pod["spec"]["containers"][0]["securityContext"] =
+        json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+}
