@@ -101,6 +101,7 @@ fn grant(section: &Section, sources: &Sources, volumes: &Volumes) -> Option<Gran
         ("token", ProofStrength::Token),
         ("pidfd", ProofStrength::PidFd),
         ("peercred", ProofStrength::PeerCred),
+        ("socket-only", ProofStrength::SocketOnly),
     ];
     let min_proof = section.choice("min_proof", ProofStrength::PeerCred, &proofs);
     let when = section.get("when").and_then(|field| field.text());

@@ -17,8 +17,8 @@ pub use mount::{EngineKind, Mount, PathKind};
 pub use path::{PathError, SecretPath, SecretRef};
 pub use pattern::{PathPattern, PatternError};
 pub use pod::{
-    CsiDriverName, KubernetesNameError, Namespace, NodeName, Pod, PodName, PodUid, PodVolumeName,
-    ServiceAccount, ServiceAccountName, ServiceAccountUid,
+    ContainerId, CsiDriverName, KubernetesNameError, Namespace, NodeName, Pod, PodName, PodUid,
+    PodVolumeName, ServiceAccount, ServiceAccountName, ServiceAccountUid,
 };
 pub use secret::{LeaseId, SecretBytes, Token, TokenError};
 pub use spelling::{Spelling, SpellingError};

@@ -10,6 +10,8 @@ const LABEL_BYTES_MAX: usize = 63;
 const SUBDOMAIN_BYTES_MAX: usize = 253;
 /// Longer than any uid Kubernetes gives out (36), and short enough for a directory name.
 const UID_BYTES_MAX: usize = 64;
+/// SHA-256 in hex.
+const CONTAINER_ID_BYTES: usize = 64;
 
 /// Why a Kubernetes name or uid was refused. The message never repeats hostile bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +55,12 @@ fn check_uid(uid: &str) -> Result<(), KubernetesNameError> {
     }
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if uid.chars().all(allowed) { Ok(()) } else { Err(KubernetesNameError::Character) }
+}
+
+fn check_container_id(id: &str) -> Result<(), KubernetesNameError> {
+    let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    let good = id.len() == CONTAINER_ID_BYTES && id.chars().all(hex);
+    if good { Ok(()) } else { Err(KubernetesNameError::Character) }
 }
 
 macro_rules! kubernetes_name {
@@ -110,6 +118,11 @@ kubernetes_name!(
     /// the kubelet's root.
     PodUid,
     check_uid
+);
+kubernetes_name!(
+    /// A container's id as its runtime gives it: 64 hex digits in every runtime Kubernetes knows.
+    ContainerId,
+    check_container_id
 );
 kubernetes_name!(
     /// The name of a node.

@@ -1,137 +1,109 @@
-//! Cgroup grammar: is a process outside every container, judged by its `/proc/<pid>/cgroup`?
+//! Placement: host, pod or container, judged by the text of a process's `/proc/<pid>/cgroup`.
 //!
-//! A refusal is the safe answer here, so one suspicious segment in one hierarchy is enough for it,
-//! and so is a file that cannot be read. A process can make itself look contained, which harms only
-//! itself; it cannot lose the segments that its runtime put above it.
+//! A refusal is the safe answer, so one suspicious segment in one hierarchy is enough for it, and
+//! so is a file that cannot be read. A process can make itself look contained, which harms only
+//! itself; it cannot lose the segments that its runtime put above it, nor get below the kubelet's
+//! root.
+
+use super::kubelet_cgroup::{KubeletCgroup, Place};
+use super::runtime_names::container_segment;
+use crate::domain::{ContainerId, PodUid};
 
 /// Where a process runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
     /// Outside every pod and container scope.
     Host,
-    /// Inside one, or not certainly outside.
+    /// Inside one pod of this node, without doubt.
+    Pod {
+        /// Which pod. Decide by this.
+        uid: PodUid,
+        /// Which container of it, where the process is in one.
+        container: Option<ContainerId>,
+    },
+    /// Inside a container that cannot be told, or not certainly outside: no identity.
     Container {
         /// What gave it away, for operators.
         reason: &'static str,
     },
 }
 
-/// Directories that container runtimes make, as whole segments.
-const RUNTIME_DIRECTORIES: [(&str, &str); 14] = [
-    ("docker", "a docker cgroup"),
-    ("buildkit", "a BuildKit cgroup"),
-    ("lxc", "an LXC cgroup"),
-    ("lxc.payload", "an LXC cgroup"),
-    ("lxc.monitor", "an LXC cgroup"),
-    ("k8s.io", "a containerd cgroup"),
-    ("machine", "a machine cgroup"),
-    ("machine.slice", "a machine slice (nspawn, podman or a virtual machine)"),
-    ("garden", "a Garden cgroup"),
-    ("mesos", "a Mesos cgroup"),
-    ("ecs", "an ECS task cgroup"),
-    ("ecstasks.slice", "an ECS task cgroup"),
-    ("nomad", "a Nomad task cgroup"),
-    ("nomad.slice", "a Nomad task cgroup"),
-];
-
-/// How the names of container scopes, slices and services begin.
-const RUNTIME_PREFIXES: [(&str, &str); 21] = [
-    ("docker-", "a docker scope"),
-    ("libpod-", "a podman scope"),
-    ("libpod_", "a podman pod"),
-    ("user-libpod", "a podman pod"),
-    ("machine-libpod", "a podman pod"),
-    ("podman-", "a podman scope"),
-    ("cri-containerd-", "a containerd scope"),
-    ("containerd-", "a containerd scope"),
-    ("nerdctl-", "a nerdctl scope"),
-    ("crio-", "a CRI-O scope"),
-    ("lxc.payload.", "an LXC cgroup"),
-    ("lxc.monitor.", "an LXC cgroup"),
-    ("lxc-payload", "an LXC cgroup"),
-    ("machine-", "a machine scope"),
-    ("systemd-nspawn@", "an nspawn service"),
-    ("runc-", "a runc scope"),
-    ("crun-", "a crun scope"),
-    ("kata_", "a Kata sandbox"),
-    ("kata-", "a Kata sandbox"),
-    ("apptainer-", "an Apptainer scope"),
-    ("singularity-", "a Singularity scope"),
-];
-
-/// Runtimes in the one-segment form `….slice:cri-containerd:<id>` that a driver mismatch makes.
-const COLON_RUNTIMES: [&str; 5] = ["cri-containerd", "crio", "docker", "libpod", "runc"];
-
 const UNREADABLE: Placement =
     Placement::Container { reason: "a cgroup file that cannot be understood" };
 
-/// Judges the text of `/proc/<pid>/cgroup` (v1, v2 or both).
-pub fn placement(text: &str) -> Placement {
-    let mut lines = text.lines().filter(|line| !line.is_empty()).peekable();
-    if lines.peek().is_none() {
-        return UNREADABLE;
-    }
-    for line in lines {
-        let mut fields = line.splitn(3, ':');
-        let hierarchy = fields.next().unwrap_or_default();
-        let (Some(_controllers), Some(path)) = (fields.next(), fields.next()) else {
-            return UNREADABLE;
-        };
-        let numbered = !hierarchy.is_empty() && hierarchy.bytes().all(|b| b.is_ascii_digit());
-        if !numbered || !path.starts_with('/') {
-            return UNREADABLE;
+/// One hierarchy's line.
+pub(super) struct Line<'a> {
+    pub(super) hierarchy: &'a str,
+    pub(super) path: &'a str,
+}
+
+/// Judges the text of `/proc/<pid>/cgroup` (v1, v2 or both). Without a kubelet nothing is a pod.
+///
+/// In v1 a process is in many hierarchies, and not all of them have to know pods. Those that do
+/// must agree; none may hint at another container; and a hierarchy that holds the agent's own pod
+/// must hold the peer's.
+pub fn placement(text: &str, kubelet: Option<&KubeletCgroup>) -> Placement {
+    let Some(lines) = lines(text) else { return UNREADABLE };
+    let (mut pod, mut in_pod) = (None, Vec::new());
+    for line in &lines {
+        match place(line, kubelet) {
+            Place::Outside => {}
+            Place::Doubtful(reason) => return Placement::Container { reason },
+            Place::Pod(uid, container) => {
+                in_pod.push(line.hierarchy);
+                if *pod.get_or_insert_with(|| (uid.clone(), container.clone())) != (uid, container)
+                {
+                    return Placement::Container { reason: "two pods or containers at once" };
+                }
+            }
         }
-        let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-        if let Some(reason) = path.split('/').find_map(container_segment) {
-            return Placement::Container { reason };
-        }
     }
-    Placement::Host
+    let Some((uid, container)) = pod else { return Placement::Host };
+    let mut expected = kubelet.into_iter().flat_map(KubeletCgroup::hierarchies);
+    if expected.all(|hierarchy| in_pod.contains(&hierarchy.as_str())) {
+        Placement::Pod { uid, container }
+    } else {
+        Placement::Container { reason: "a pod in some hierarchies only" }
+    }
 }
 
-fn container_segment(segment: &str) -> Option<&'static str> {
-    if segment == ".." {
-        return Some("a cgroup outside this process's own cgroup namespace");
-    }
-    let directory = RUNTIME_DIRECTORIES.iter().find(|(name, _)| segment == *name);
-    let prefix = || RUNTIME_PREFIXES.iter().find(|(start, _)| segment.starts_with(start));
-    if let Some((_, reason)) = directory.or_else(prefix) {
-        return Some(reason);
-    }
-    if is_kubepods(segment) || has_pod_uid(segment) {
-        return Some("a Kubernetes pod cgroup");
-    }
-    if segment.split(':').skip(1).any(|part| COLON_RUNTIMES.contains(&part)) {
-        return Some("a container runtime's cgroup");
-    }
-    let mut words = segment.split(|c: char| !c.is_ascii_alphanumeric());
-    words.any(|word| is_hex(word, 64)).then_some("a container id")
+/// Whether the text would look the same for a process in a container whose main thread has exited:
+/// the kernel then shows `/` for every v1 hierarchy (a v2 path stays).
+pub fn may_hide_an_exit(text: &str) -> bool {
+    lines(text).is_none_or(|lines| lines.iter().any(|line| line.hierarchy != "0"))
 }
 
-/// `kubepods`, `kubepods.slice`, `kubepods-burstable.slice`, `kubelet-kubepods-….slice`.
-fn is_kubepods(segment: &str) -> bool {
-    let name = segment.split_once(".slice").map_or(segment, |(name, _)| name);
-    name.split('-').any(|part| part == "kubepods")
+/// The lines of a cgroup file; `None` if there are none or one does not fit the grammar.
+pub(super) fn lines(text: &str) -> Option<Vec<Line<'_>>> {
+    let lines: Option<Vec<_>> = text.lines().filter(|line| !line.is_empty()).map(line).collect();
+    lines.filter(|lines| !lines.is_empty())
 }
 
-/// `pod<uid>`, alone or as the last part of a slice name; a static pod's is 32 hex digits.
-fn has_pod_uid(segment: &str) -> bool {
-    let name = segment.split_once(".slice").map_or(segment, |(name, _)| name);
-    let starts = name.match_indices("pod").map(|(at, _)| at);
-    let after_break = |at: &usize| *at == 0 || name.as_bytes()[at - 1] == b'-';
-    starts.filter(after_break).any(|at| is_uid(&name[at + 3..]))
+fn line(text: &str) -> Option<Line<'_>> {
+    let mut fields = text.splitn(3, ':');
+    let (hierarchy, _controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let numbered = !hierarchy.is_empty() && hierarchy.bytes().all(|byte| byte.is_ascii_digit());
+    (numbered && path.starts_with('/')).then_some(Line { hierarchy, path })
 }
 
-fn is_uid(text: &str) -> bool {
-    let groups: Vec<&str> = text.split(['-', '_']).collect();
-    let lengths = [8, 4, 4, 4, 12];
-    is_hex(text, 32)
-        || (groups.len() == lengths.len()
-            && groups.iter().zip(lengths).all(|(group, length)| is_hex(group, length)))
+fn place(line: &Line<'_>, kubelet: Option<&KubeletCgroup>) -> Place {
+    let path = match kubelet {
+        Some(kubelet) => kubelet.absolute(line.hierarchy, line.path),
+        None => Some(line.path.to_owned()).filter(|path| !path.split('/').any(|s| s == "..")),
+    };
+    let Some(path) = path else {
+        return Place::Doubtful("a cgroup outside this process's own cgroup namespace");
+    };
+    match kubelet.map_or(Place::Outside, |kubelet| kubelet.place_absolute(&path)) {
+        Place::Outside => outside(&path),
+        found => found,
+    }
 }
 
-fn is_hex(text: &str, length: usize) -> bool {
-    text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+/// A path that is no pod's: the host's, unless anything hints at a container.
+fn outside(path: &str) -> Place {
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+    path.split('/').find_map(container_segment).map_or(Place::Outside, Place::Doubtful)
 }
 
 #[cfg(test)]
@@ -160,10 +132,10 @@ mod tests {
             "/user.slice/user-1000.slice/user@1000.service/app.slice/podcasts.service",
             "/kubelet.slice/kubelet.service",
         ] {
-            assert_eq!(placement(&format!("0::{path}\n")), Placement::Host, "{path}");
+            assert_eq!(placement(&format!("0::{path}\n"), None), Placement::Host, "{path}");
         }
         let mixed = format!("9:name=systemd:/\n4:memory:/process_api/{hex32}\n1:cpu:/\n0::/\n");
-        assert_eq!(placement(&mixed), Placement::Host);
+        assert_eq!(placement(&mixed, None), Placement::Host);
     }
 
     #[test]
@@ -206,7 +178,7 @@ mod tests {
             format!("/system.slice/docker-{ID}.scope (deleted)"),
         ];
         for path in shapes {
-            let found = placement(&format!("0::{path}\n"));
+            let found = placement(&format!("0::{path}\n"), None);
             assert!(matches!(found, Placement::Container { .. }), "{path}");
         }
     }
@@ -214,9 +186,9 @@ mod tests {
     #[test]
     fn one_contained_hierarchy_outweighs_all_others() {
         let v1 = format!("3:cpu:/\n2:memory:/kubepods/pod{UID}/{ID}\n0::/\n");
-        assert!(matches!(placement(&v1), Placement::Container { .. }));
+        assert!(matches!(placement(&v1, None), Placement::Container { .. }));
         let order = format!("2:memory:/docker/{ID}\n1:cpu:/user.slice\n");
-        assert!(matches!(placement(&order), Placement::Container { .. }));
+        assert!(matches!(placement(&order, None), Placement::Container { .. }));
     }
 
     #[test]
@@ -224,7 +196,7 @@ mod tests {
         for text in
             ["", "\n", "0::", "nonsense", "0:", "x::/", "::/", "0::relative", "0::/\nbroken"]
         {
-            assert_eq!(placement(text), UNREADABLE, "{text:?}");
+            assert_eq!(placement(text, None), UNREADABLE, "{text:?}");
         }
     }
 
@@ -232,14 +204,14 @@ mod tests {
         #[test]
         fn nothing_below_a_pod_can_hide_it(below in "[a-z0-9./:_-]{0,60}") {
             let text = format!("0::/kubepods/pod{UID}/{below}\n");
-            let contained = matches!(placement(&text), Placement::Container { .. });
+            let contained = matches!(placement(&text, None), Placement::Container { .. });
             prop_assert!(contained);
         }
 
         #[test]
         fn no_text_makes_it_panic(text in "\\PC{0,80}", bytes in "[0-9:/a-z\\n.-]{0,80}") {
-            placement(&text);
-            placement(&bytes);
+            placement(&text, None);
+            placement(&bytes, None);
         }
     }
 }

@@ -6,12 +6,18 @@ use std::sync::Arc;
 use crate::domain::{ConsumerId, Pod, VaultRole, VolumeName};
 
 pub mod cgroup;
+pub mod kubelet_cgroup;
 pub mod peer;
+mod runtime_names;
+pub mod self_test;
 pub mod token;
 
 /// How an identity was proved, weakest first so that policy can name the least it accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProofStrength {
+    /// The socket alone: it lies in the pod's own volume, and the kernel cannot say here which
+    /// process is at its other end.
+    SocketOnly,
     /// `SO_PEERCRED` only (kernels before 6.5): the pid may have been reused.
     PeerCred,
     /// `SO_PEERPIDFD`: a handle on the very process that connected.
@@ -25,6 +31,7 @@ pub enum ProofStrength {
 impl fmt::Display for ProofStrength {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::SocketOnly => "socket-only",
             Self::PeerCred => "peercred",
             Self::PidFd => "pidfd",
             Self::Token => "token",
@@ -44,6 +51,10 @@ pub enum Listener {
     Volume,
     /// A volume that the kubelet published for a pod.
     Csi,
+    /// The socket in a pod's own volume.
+    PodSocket,
+    /// The one socket for all pods of this node.
+    Node,
 }
 
 impl fmt::Display for Listener {
@@ -53,6 +64,8 @@ impl fmt::Display for Listener {
             Self::Host => "host",
             Self::Volume => "volume",
             Self::Csi => "csi",
+            Self::PodSocket => "pod-socket",
+            Self::Node => "node",
         })
     }
 }
@@ -104,6 +117,26 @@ impl Identity {
             subject: Subject::Pod(pod),
             strength: ProofStrength::Token,
             listener: Listener::Csi,
+            role,
+        }
+    }
+
+    /// The identity of a caller on the socket in `volume`, which the kubelet published for `pod`.
+    ///
+    /// `strength` says how the caller was placed in this very pod, as
+    /// [`peer::Peer::identify_in_pod`] does; [`ProofStrength::SocketOnly`] is for nodes that cannot
+    /// place callers at all.
+    pub(crate) fn placed_pod(
+        pod: Arc<Pod>,
+        volume: &VolumeName,
+        role: Option<VaultRole>,
+        strength: ProofStrength,
+    ) -> Self {
+        Self {
+            consumer: ConsumerId::volume(volume),
+            subject: Subject::Pod(pod),
+            strength,
+            listener: Listener::PodSocket,
             role,
         }
     }

@@ -3,22 +3,28 @@
 //! Order matters: take the handle on the process, read its credentials and its place, then see that
 //! it is still alive, so that all of it belonged to one process. The credentials are those of the
 //! process that called `connect`, at that moment; a descriptor that is passed on or inherited keeps
-//! them, so a server watches [`Peer::exited`] and drops the connection with its connector.
+//! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes,
+//! and watches [`Peer::exited`] to drop the connection with its connector.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
 
-use super::cgroup::{Placement, placement};
+use super::cgroup::{Placement, may_hide_an_exit, placement};
+use super::kubelet_cgroup::KubeletCgroup;
 use super::{Identity, Listener, ProofStrength};
+use crate::domain::{Pod, VaultRole, VolumeName};
 use crate::sys;
 
 /// Longest `/proc` file read; a v1 cgroup file has about 15 lines.
 const PROC_FILE_BYTES_MAX: usize = 64 * 1024;
+/// The kernel's mark of a thread that is exiting, among the flags in `/proc/<pid>/stat`.
+const PF_EXITING: u32 = 4;
 /// How often a peer without a pidfd is looked at.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -48,12 +54,24 @@ pub enum PeerError {
     /// It runs inside a pod or container.
     #[error("the peer runs in {0}: a user id is an identity only outside every container")]
     InContainer(&'static str),
+    /// Its main thread exited and left the others running, which hides its place in cgroup v1.
+    #[error("the peer's main thread has exited, so its place cannot be told")]
+    MainThreadExited,
+    /// It runs on the host, and this door is a pod's.
+    #[error("the peer runs outside every pod: this socket serves one pod only")]
+    OutsidePods,
+    /// It runs in a pod, but not in the one that this door belongs to.
+    #[error("the peer runs in another pod: this socket serves one pod only")]
+    OtherPod,
     /// It runs in a user namespace of its own.
     #[error("the peer runs in another user namespace: its user id is no identity here")]
     OtherUserNamespace,
     /// Only root and the agent's own user are operators.
     #[error("user {0} is no operator: use root or the agent's own user")]
     NotOperator(u32),
+    /// Only root may be the kubelet.
+    #[error("user {0} is not root, as the kubelet is")]
+    NotRoot(u32),
 }
 
 /// A connected process: credentials, place and a handle that outlives pid reuse.
@@ -78,8 +96,9 @@ enum Handle {
 }
 
 impl Peer {
-    /// Reads everything there is to know about the process that connected `stream`.
-    pub fn of(stream: &UnixStream) -> Result<Self, PeerError> {
+    /// Reads everything there is to know about the process that connected `stream`. Without a
+    /// `kubelet` no process is ever placed in a pod.
+    pub fn of(stream: &UnixStream, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
         let pidfd = match sys::peer_pidfd(stream.as_fd()) {
             Ok(pidfd) => Some(pidfd),
             Err(error) if is_unsupported(&error) => None,
@@ -94,37 +113,71 @@ impl Peer {
             (Err(_), Some(pidfd)) if is_readable(pidfd.as_fd()) => return Err(PeerError::Gone),
             (directory, _) => directory?,
         };
-        let cgroup = read(&directory, pid, "cgroup")?;
+        let placement = place(&directory, pid, kubelet)?;
         let peer = Self {
             uid: credentials.uid(),
             gid: credentials.gid(),
             groups,
-            placement: placement(&cgroup),
-            own_cgroups: cgroup == own_cgroups(),
+            placement,
             own_user_namespace: shares_user_namespace(&directory, pid)?,
+            own_cgroups: shares_cgroups(&directory, pid)?,
             handle: pidfd.map_or(Handle::ProcDirectory(directory), Handle::PidFd),
         };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
     }
 
-    /// The identity this peer has at a door, if it has one.
+    /// The identity this peer has at a door for users of the host, if it has one. Whatever runs in
+    /// a pod is a pod or nothing: never a user, never an operator. The one exception is the agent's
+    /// own container: what `kubectl exec` starts there is an operator's, since only who may start
+    /// processes in it, or root on the node, gets into its cgroups.
     pub fn identify(&self, listener: Listener) -> Result<Identity, PeerError> {
-        // What `kubectl exec` starts in the agent's container is an operator's; only who may start
-        // processes there, or root on the node, gets into its cgroups.
-        let at_home = listener == Listener::Operator && self.own_cgroups;
-        if let Placement::Container { reason } = self.placement
-            && !at_home
-        {
-            return Err(PeerError::InContainer(reason));
-        }
-        if !self.own_user_namespace {
-            return Err(PeerError::OtherUserNamespace);
+        if !(listener == Listener::Operator && self.own_cgroups) {
+            self.on_host()?;
         }
         let operator = self.uid == 0 || self.uid == rustix::process::geteuid().as_raw();
         if listener == Listener::Operator && !operator {
             return Err(PeerError::NotOperator(self.uid));
         }
         Ok(Identity::host_user(self.uid, self.gid, &self.groups, self.strength(), listener))
+    }
+
+    /// The identity this peer has on the socket in `volume`, which belongs to `pod`: the kernel
+    /// must have placed it in this very pod. User ids do not matter here, nor user namespaces.
+    pub fn identify_in_pod(
+        &self,
+        pod: &Arc<Pod>,
+        volume: &VolumeName,
+        role: Option<VaultRole>,
+    ) -> Result<Identity, PeerError> {
+        match &self.placement {
+            Placement::Pod { uid, .. } if *uid == pod.uid => {
+                Ok(Identity::placed_pod(Arc::clone(pod), volume, role, self.strength()))
+            }
+            Placement::Pod { .. } => Err(PeerError::OtherPod),
+            Placement::Host => Err(PeerError::OutsidePods),
+            Placement::Container { reason } => Err(PeerError::InContainer(reason)),
+        }
+    }
+
+    /// Whether it is root of the host, which is what the kubelet is on the sockets of a driver.
+    pub fn host_root(&self) -> Result<(), PeerError> {
+        self.on_host()?;
+        if self.uid == 0 { Ok(()) } else { Err(PeerError::NotRoot(self.uid)) }
+    }
+
+    /// A uid means something only outside of every container, in the agent's own user namespace.
+    fn on_host(&self) -> Result<(), PeerError> {
+        match self.placement {
+            Placement::Host if self.own_user_namespace => Ok(()),
+            Placement::Host => Err(PeerError::OtherUserNamespace),
+            Placement::Pod { .. } => Err(PeerError::InContainer("a Kubernetes pod")),
+            Placement::Container { reason } => Err(PeerError::InContainer(reason)),
+        }
+    }
+
+    /// Where it runs.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// How the identity is proved.
@@ -157,20 +210,51 @@ impl Peer {
     }
 }
 
-fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENOSYS))
+/// Whether the process is in exactly the agent's own cgroups.
+fn shares_cgroups(directory: &OwnedFd, pid: i32) -> Result<bool, PeerError> {
+    let own = rustix::process::getpid().as_raw_pid();
+    Ok(read(directory, pid, "cgroup")? == read(&open_process(own)?, own, "cgroup")?)
 }
 
-/// The agent's own; empty, and so nobody's, if it cannot be read.
-fn own_cgroups() -> String {
-    let own = rustix::process::getpid().as_raw_pid();
-    open_process(own).and_then(|directory| read(&directory, own, "cgroup")).unwrap_or_default()
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENOSYS))
 }
 
 fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())
         .map_err(|error| PeerError::Proc { pid, file: "", source: error.into() })
+}
+
+/// Where a process runs.
+///
+/// The kernel shows `/` as the v1 cgroup of a thread that is exiting, and a process whose main
+/// thread has exited runs on in its others. So a v1 file that says "host" counts only if the main
+/// thread was not exiting when it was read. One look afterwards is not enough: `exec` puts another
+/// thread in the main one's place, so the same is read once more between two looks.
+fn place(
+    directory: &OwnedFd,
+    pid: i32,
+    kubelet: Option<&KubeletCgroup>,
+) -> Result<Placement, PeerError> {
+    let cgroup = read(directory, pid, "cgroup")?;
+    let placement = placement(&cgroup, kubelet);
+    if placement == Placement::Host && may_hide_an_exit(&cgroup) {
+        let before = is_exiting(&read(directory, pid, "stat")?);
+        let same = read(directory, pid, "cgroup")? == cgroup;
+        if before || !same || is_exiting(&read(directory, pid, "stat")?) {
+            return Err(PeerError::MainThreadExited);
+        }
+    }
+    Ok(placement)
+}
+
+/// Whether the main thread is exiting or has exited; also if the file cannot be understood.
+fn is_exiting(stat: &str) -> bool {
+    // Behind the command: state, ppid, pgrp, session, tty_nr, tpgid, flags.
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' '));
+    let flags = fields.and_then(|mut fields| fields.nth(6)?.parse::<u32>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 fn read(directory: &OwnedFd, pid: i32, file: &'static str) -> Result<String, PeerError> {
@@ -224,82 +308,5 @@ fn is_running(directory: &OwnedFd) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(uid: u32, placement: Placement, own_user_namespace: bool) -> Peer {
-        let handle =
-            Handle::ProcDirectory(open_process(rustix::process::getpid().as_raw_pid()).unwrap());
-        let (groups, own_cgroups) = (vec![9, 8, 7], false);
-        Peer { uid, gid: 7, groups, placement, own_user_namespace, own_cgroups, handle }
-    }
-
-    #[test]
-    fn a_uid_is_an_identity_only_outside_containers_and_other_namespaces() {
-        let identity = peer(4242, Placement::Host, true).identify(Listener::Host).unwrap();
-        assert_eq!(identity.consumer().as_str(), "uid:4242");
-        assert_eq!(identity.strength(), ProofStrength::PeerCred);
-
-        let inside = Placement::Container { reason: "a test" };
-        let refused = |peer: Peer, listener| peer.identify(listener).unwrap_err().to_string();
-        assert!(refused(peer(0, inside, true), Listener::Host).contains("a test"));
-        assert!(refused(peer(0, inside, true), Listener::Operator).contains("a test"));
-        assert!(refused(peer(0, Placement::Host, false), Listener::Host).contains("namespace"));
-    }
-
-    #[test]
-    fn in_the_agents_own_container_root_is_an_operator_and_nobody_is_a_host_user() {
-        let inside = Placement::Container { reason: "a test" };
-        let at_home = |uid| Peer { own_cgroups: true, ..peer(uid, inside, true) };
-        assert!(at_home(0).identify(Listener::Operator).is_ok());
-        assert!(at_home(0).identify(Listener::Host).is_err());
-        let other = rustix::process::geteuid().as_raw() + 4242;
-        assert!(at_home(other).identify(Listener::Operator).is_err());
-    }
-
-    #[test]
-    fn only_root_and_the_agents_own_user_are_operators() {
-        let own = rustix::process::geteuid().as_raw();
-        for (uid, allowed) in [(0, true), (own, true), (own + 4242, false)] {
-            let identified = peer(uid, Placement::Host, true).identify(Listener::Operator);
-            assert_eq!(identified.is_ok(), allowed, "{uid}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_socket_pair_of_this_process_names_this_process() {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let peer = Peer::of(&ours).unwrap();
-        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
-        assert_eq!(peer.gid, rustix::process::getegid().as_raw());
-        assert!(peer.own_user_namespace);
-        assert!(peer.still_alive());
-    }
-
-    #[tokio::test]
-    async fn the_exit_of_a_process_is_seen_through_both_kinds_of_handle() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        let raw = rustix::process::Pid::from_raw(pid).unwrap();
-        let flags = rustix::process::PidfdFlags::empty();
-        let pidfd = rustix::process::pidfd_open(raw, flags).unwrap();
-        let with = |handle| Peer {
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            placement: Placement::Host,
-            own_user_namespace: true,
-            own_cgroups: false,
-            handle,
-        };
-        let modern = with(Handle::PidFd(pidfd));
-        let older = with(Handle::ProcDirectory(open_process(pid).unwrap()));
-        assert!(modern.still_alive() && older.still_alive());
-        child.kill().unwrap();
-        modern.exited().await;
-        older.exited().await;
-        assert!(!modern.still_alive() && !older.still_alive());
-        child.wait().unwrap();
-        assert!(!older.still_alive());
-    }
-}
+#[path = "peer_tests.rs"]
+mod tests;

@@ -83,9 +83,11 @@ impl Connection {
     fn viewer(&self) -> Viewer {
         match self.caller.identity.listener() {
             Listener::Operator => Viewer::Operator,
-            Listener::Host | Listener::Volume | Listener::Csi => {
-                Viewer::Caller(self.caller.identity.clone())
-            }
+            Listener::Host
+            | Listener::Volume
+            | Listener::Csi
+            | Listener::PodSocket
+            | Listener::Node => Viewer::Caller(self.caller.identity.clone()),
         }
     }
 

@@ -142,7 +142,7 @@ impl Transport {
 
     /// Callers without an identity are refused before any user's budget is touched.
     fn let_in(&self, stream: &UnixStream) -> Result<Caller, (&'static str, &'static str, String)> {
-        let identified = Peer::of(stream)
+        let identified = Peer::of(stream, None)
             .and_then(|peer| peer.identify(self.door).map(|identity| (peer, identity)));
         let (peer, identity) =
             identified.map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
@@ -272,6 +272,8 @@ impl Transport {
             Listener::Host => "host",
             Listener::Volume => "volume",
             Listener::Csi => "csi",
+            Listener::PodSocket => "pod-socket",
+            Listener::Node => "node",
         }
     }
 }

@@ -1,0 +1,86 @@
+//! The forgery suite: real processes in real cgroup trees lie about who they are.
+//!
+//! Each class of lies is tried in a v1 and a v2 hierarchy and under both of the kubelet's drivers,
+//! on real sockets, against the product's own placement. An attempt counts as lost when the liar is
+//! taken for the victim, or for an operator. Each class also meets attestors that make the usual
+//! mistakes ([`weak`]); one of them must fall for it, or the class proves nothing.
+//!
+//! Takes root. What is made lies below one name in each hierarchy and is removed again, also after
+//! a panic.
+
+mod forged;
+mod genuine;
+mod lies;
+mod place;
+mod processes;
+mod puppet;
+mod rig;
+mod stage;
+mod tree;
+mod weak;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use rig::{Rig, Tally};
+
+/// The least number of forgeries a run makes.
+const ATTEMPTS_MIN: usize = 10_000;
+
+type Class = (&'static str, fn(&Rig) -> Tally);
+
+const CLASSES: [Class; 17] = [
+    ("victim's names below the attacker's own container", forged::below_a_container),
+    ("victim's names in a cgroup that a user was given", forged::in_a_delegated_cgroup),
+    ("victim's names beside the kubelet's root", forged::beside_the_root),
+    ("a docker engine beside all pods", forged::sibling_engine),
+    ("uids and slices that are nearly the victim's", forged::nearly_the_victim),
+    ("in the victim's pod, but no container of it", forged::no_container_of_the_victim),
+    ("hierarchies that disagree", forged::disagreeing_hierarchies),
+    ("the victim's cgroup bound over a mount of the attacker", lies::mountinfo),
+    ("uids, gids and groups of the victim and of operators", lies::credentials),
+    ("the victim's command and arguments", lies::commands),
+    ("root in a container at the operators' door", lies::root_at_the_operators_door),
+    ("root in a container at the kubelet's door", lies::root_at_the_kubelets_door),
+    ("the pid of a gone attacker, given to the victim", processes::reused_pid),
+    ("a socket that the victim passed on before it went", processes::passed_socket),
+    ("a socket inherited from a victim that went", processes::inherited_socket),
+    ("exec of a program with more rights after connecting", processes::exec_after_connect),
+    ("a main thread that is gone, or a whole process", processes::exited),
+];
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(puppet::ARGUMENT) {
+        puppet::obey();
+        return ExitCode::SUCCESS;
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("tests/identity: needs root: it makes cgroups and processes of other users");
+        println!("0 passed, 1 failed");
+        return ExitCode::FAILURE;
+    }
+    // Puppets inherit no terminal and are ended with their input, whatever ends this process.
+    let trees = tree::Trees::make();
+    let rigs = Rig::all(&trees);
+    let (mut passed, mut failed, mut attempts) = (0, 0, 0);
+    let mut judge = |good: bool| if good { passed += 1 } else { failed += 1 };
+    for (name, control) in genuine::CONTROLS {
+        let good = catch_unwind(AssertUnwindSafe(|| rigs.iter().all(control))).unwrap_or(false);
+        println!("{}: {name}", if good { "ok" } else { "FAILED" });
+        judge(good);
+    }
+    for (name, class) in CLASSES {
+        let all = || rigs.iter().map(class).fold(Tally::default(), Tally::and);
+        let tally = catch_unwind(AssertUnwindSafe(all)).unwrap_or_default();
+        let good = tally.is_good();
+        println!("{}: {name}: {tally}", if good { "ok" } else { "FAILED" });
+        attempts += tally.attempts;
+        judge(good);
+    }
+    println!("{attempts} attempts, at least {ATTEMPTS_MIN} are wanted");
+    judge(attempts >= ATTEMPTS_MIN);
+    drop(rigs);
+    judge(trees.remove());
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

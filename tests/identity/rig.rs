@@ -1,0 +1,165 @@
+//! A place with a socket, the product's answer to a connection, and the count of a class.
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use secrets_broker::domain::{Pod, VolumeName};
+use secrets_broker::identity::Listener;
+use secrets_broker::identity::peer::{Peer, PeerError};
+use tokio::net::UnixStream;
+
+use crate::place::{Place, victim};
+use crate::stage::Actor;
+use crate::tree::Trees;
+use crate::weak::{self, Weakness};
+
+/// Attempts of one class in one place, where an attempt is a connection.
+pub(crate) const CONNECTIONS: usize = 260;
+/// The same where an attempt takes a process or more of its own.
+pub(crate) const PROCESSES: usize = 50;
+
+/// Which door a liar knocks at, so whom it wants to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// The socket in the victim's volume.
+    Victim,
+    /// The operator socket.
+    Operator,
+    /// The CSI driver's socket.
+    Kubelet,
+}
+
+/// One place with a socket that everybody may connect to.
+pub(crate) struct Rig {
+    pub(crate) place: Place,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) victim: Arc<Pod>,
+    volume: VolumeName,
+    listener: UnixListener,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// A connection as the agent holds it: identified when it was accepted, to be asked again later.
+pub(crate) struct Accepted {
+    pub(crate) peer: Result<Peer, PeerError>,
+    /// The mistakes that would have believed the caller at that time.
+    pub(crate) believed: Vec<Weakness>,
+    pub(crate) stream: UnixStream,
+}
+
+impl Rig {
+    pub(crate) fn all(trees: &Trees) -> Vec<Self> {
+        Place::all(trees).into_iter().map(Self::at).collect()
+    }
+
+    fn at(place: Place) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+        let all = PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(directory.path().join("s"), all).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let volume = "victims-volume".parse().unwrap();
+        Self { place, directory, victim: victim(), volume, listener, runtime }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("s")
+    }
+
+    /// An actor in a cgroup.
+    pub(crate) fn actor_in(&self, cgroup: &str) -> Actor {
+        let actor = Actor::start();
+        self.place.tree.put(actor.pid(), cgroup);
+        actor
+    }
+
+    /// Accepts the oldest waiting connection.
+    pub(crate) fn accept(&self, door: Door) -> Accepted {
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let _inside = self.runtime.enter();
+        let stream = UnixStream::from_std(stream).unwrap();
+        let peer = Peer::of(&stream, Some(&self.place.kubelet));
+        let believed = weak::believed(&stream, &self.place.kubelet, door);
+        Accepted { peer, believed, stream }
+    }
+
+    /// Whether the product serves this caller what only the door's owner may have, right now.
+    pub(crate) fn serves(&self, accepted: &Accepted, door: Door) -> bool {
+        let Ok(peer) = &accepted.peer else { return false };
+        let identified = match door {
+            Door::Victim => peer.identify_in_pod(&self.victim, &self.volume, None).is_ok(),
+            Door::Operator => peer.identify(Listener::Operator).is_ok(),
+            Door::Kubelet => peer.host_root().is_ok(),
+        };
+        identified && peer.still_alive()
+    }
+
+    /// Lets a liar connect `count` times.
+    pub(crate) fn knock(&self, liar: &mut Actor, door: Door, count: usize) -> Tally {
+        let connect = format!("connect {}", self.socket().display());
+        let mut tally = Tally::default();
+        for _ in 0..count {
+            liar.tell(&connect);
+            let accepted = self.accept(door);
+            tally.count(self.serves(&accepted, door), &accepted.believed);
+            liar.tell("hang-up");
+        }
+        tally
+    }
+}
+
+/// What came of the attempts of one class.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) attempts: usize,
+    served: usize,
+    caught: usize,
+    by: Vec<Weakness>,
+}
+
+impl Tally {
+    pub(crate) fn count(&mut self, served: bool, believed: &[Weakness]) {
+        self.attempts += 1;
+        self.served += usize::from(served);
+        self.caught += usize::from(!believed.is_empty());
+        self.add(believed);
+    }
+
+    fn add(&mut self, by: &[Weakness]) {
+        for weakness in by {
+            if !self.by.contains(weakness) {
+                self.by.push(weakness);
+            }
+        }
+    }
+
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.attempts += other.attempts;
+        self.served += other.served;
+        self.caught += other.caught;
+        self.add(&other.by);
+        self
+    }
+
+    pub(crate) fn fell_for(&self, weakness: Weakness) -> bool {
+        self.by.contains(&weakness)
+    }
+
+    /// Nobody was taken for the victim, and a weak attestor fell for it.
+    pub(crate) fn is_good(&self) -> bool {
+        self.attempts > 0 && self.served == 0 && self.caught > 0
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { attempts, served, caught, by } = self;
+        let by = by.join(", ");
+        write!(f, "{attempts} attempts, {served} attested; weak attestors {caught} ({by})")
+    }
+}
