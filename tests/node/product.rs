@@ -213,8 +213,6 @@ impl Product {
 
     fn daemon_set(image: &str, kubelet: &str) -> Value {
         let labels = json!({ "app": "secrets-broker" });
-        let host = |name: &str, path: &str| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
-        let at = |name: &str, path: &str| json!({ "name": name, "mountPath": path });
         let plugins = format!("{kubelet}/plugins/{DRIVER}");
         let registry = format!("{kubelet}/plugins_registry");
         let token = json!({ "audience": "vault", "expirationSeconds": 3600, "path": "token" });
@@ -283,6 +281,16 @@ impl Product {
             },
         })
     }
+}
+
+/// A directory of the node's.
+fn host(name: &str, path: &str) -> Value {
+    json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } })
+}
+
+/// Where a container has a volume.
+fn at(name: &str, path: &str) -> Value {
+    json!({ "name": name, "mountPath": path })
 }
 
 /// A pod of one container `main` with a volume at `/secrets`.

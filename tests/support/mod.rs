@@ -3,8 +3,8 @@
 //!
 //! `Testbed::start` gives a test a Vault of its own, set up as an operator would set it up for the
 //! broker. PostgreSQL and the Kubernetes API are slower to start, so the tests of one binary share
-//! them; each testbed's database roles carry its own prefix. `shared::node` is a node with pods, and
-//! `Testbed::start_beside` a Vault that knows it. Nothing is installed or built here:
+//! them; each testbed's database roles carry its own prefix. `shared::node` is a node with pods,
+//! and `Testbed::start_beside` a Vault that knows it. Nothing is installed or built here:
 //! `tests/run` does that and says where the programs are.
 #![allow(dead_code, reason = "every test binary compiles this and uses a part of it")]
 
