@@ -125,9 +125,8 @@ async fn connection(stream: TcpStream, answers: Arc<Answers>) {
         .header_read_timeout(None)
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
-        Ok(Err(error)) => tracing::debug!(error = %Chain(&error), "metrics connection"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
+        tracing::debug!(error = %Chain(&error), "metrics connection");
     }
 }
 

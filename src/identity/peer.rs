@@ -64,6 +64,8 @@ pub struct Peer {
     groups: Vec<u32>,
     placement: Placement,
     own_user_namespace: bool,
+    /// It runs in the very cgroups that the agent runs in: its own container, when it has one.
+    own_cgroups: bool,
     handle: Handle,
 }
 
@@ -98,6 +100,7 @@ impl Peer {
             gid: credentials.gid(),
             groups,
             placement: placement(&cgroup),
+            own_cgroups: cgroup == own_cgroups(),
             own_user_namespace: shares_user_namespace(&directory, pid)?,
             handle: pidfd.map_or(Handle::ProcDirectory(directory), Handle::PidFd),
         };
@@ -106,7 +109,12 @@ impl Peer {
 
     /// The identity this peer has at a door, if it has one.
     pub fn identify(&self, listener: Listener) -> Result<Identity, PeerError> {
-        if let Placement::Container { reason } = self.placement {
+        // What `kubectl exec` starts in the agent's container is an operator's; only who may start
+        // processes there, or root on the node, gets into its cgroups.
+        let at_home = listener == Listener::Operator && self.own_cgroups;
+        if let Placement::Container { reason } = self.placement
+            && !at_home
+        {
             return Err(PeerError::InContainer(reason));
         }
         if !self.own_user_namespace {
@@ -151,6 +159,12 @@ impl Peer {
 
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENOSYS))
+}
+
+/// The agent's own; empty, and so nobody's, if it cannot be read.
+fn own_cgroups() -> String {
+    let own = rustix::process::getpid().as_raw_pid();
+    open_process(own).and_then(|directory| read(&directory, own, "cgroup")).unwrap_or_default()
 }
 
 fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
@@ -216,7 +230,8 @@ mod tests {
     fn peer(uid: u32, placement: Placement, own_user_namespace: bool) -> Peer {
         let handle =
             Handle::ProcDirectory(open_process(rustix::process::getpid().as_raw_pid()).unwrap());
-        Peer { uid, gid: 7, groups: vec![9, 8, 7], placement, own_user_namespace, handle }
+        let (groups, own_cgroups) = (vec![9, 8, 7], false);
+        Peer { uid, gid: 7, groups, placement, own_user_namespace, own_cgroups, handle }
     }
 
     #[test]
@@ -230,6 +245,16 @@ mod tests {
         assert!(refused(peer(0, inside, true), Listener::Host).contains("a test"));
         assert!(refused(peer(0, inside, true), Listener::Operator).contains("a test"));
         assert!(refused(peer(0, Placement::Host, false), Listener::Host).contains("namespace"));
+    }
+
+    #[test]
+    fn in_the_agents_own_container_root_is_an_operator_and_nobody_is_a_host_user() {
+        let inside = Placement::Container { reason: "a test" };
+        let at_home = |uid| Peer { own_cgroups: true, ..peer(uid, inside, true) };
+        assert!(at_home(0).identify(Listener::Operator).is_ok());
+        assert!(at_home(0).identify(Listener::Host).is_err());
+        let other = rustix::process::geteuid().as_raw() + 4242;
+        assert!(at_home(other).identify(Listener::Operator).is_err());
     }
 
     #[test]
@@ -264,6 +289,7 @@ mod tests {
             groups: Vec::new(),
             placement: Placement::Host,
             own_user_namespace: true,
+            own_cgroups: false,
             handle,
         };
         let modern = with(Handle::PidFd(pidfd));

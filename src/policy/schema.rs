@@ -51,12 +51,8 @@ action "read" appliesTo {
 "#;
 
 /// Every proof, weakest first: a caller has `proofs` up to and including its own.
-const PROOFS: [ProofStrength; 4] = [
-    ProofStrength::PeerCred,
-    ProofStrength::PidFd,
-    ProofStrength::Token,
-    ProofStrength::Declared,
-];
+const PROOFS: [ProofStrength; 4] =
+    [ProofStrength::PeerCred, ProofStrength::PidFd, ProofStrength::Token, ProofStrength::Declared];
 
 /// Why Cedar could not be given something; always a defect of ours, and always a denial.
 pub(super) type CedarError = Box<dyn std::error::Error + Send + Sync>;

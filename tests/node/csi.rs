@@ -7,15 +7,20 @@ use serde_json::json;
 use crate::product::{pod, product, restrict};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
+use crate::support::shared::node;
 
 #[test]
 fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
     let product = product();
-    let node = &product.node;
-    product.bed.vault.put_kv2("secret/shop/web", json!({ "user": "web", "token": "s3cr3t" }));
+    let node = node();
+    product.bed.vault.put_kv2("shop/web", json!({ "user": "web", "token": "s3cr3t" }));
     product.account("shop", "web");
     node.kubectl(&[
-        "label", "namespace", "shop", "--overwrite", "pod-security.kubernetes.io/enforce=restricted",
+        "label",
+        "namespace",
+        "shop",
+        "--overwrite",
+        "pod-security.kubernetes.io/enforce=restricted",
     ]);
     let items = "- secret: secret/shop/web\n- secret: database/creds/shop\n  path: database.json\n";
     let mut app = pod("shop", "app", "web", BUSYBOX, json!({ "items": items }));
@@ -50,22 +55,23 @@ fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
     eventually(SOON, "the credential ends with its pod", || {
         product.bed.database_users().is_empty()
     });
-    assert!(!product.status().to_string().contains("shop/app"), "{}", product.status());
+    let volumes = product.status()["volumes"].to_string();
+    assert!(!volumes.contains("shop/app"), "{volumes}");
 }
 
 #[test]
 fn a_pod_that_may_not_gets_nothing_and_its_events_say_why() {
     let product = product();
-    let node = &product.node;
-    product.bed.vault.put_kv2("secret/shop/web", json!({ "token": "s3cr3t" }));
+    let node = node();
+    product.bed.vault.put_kv2("shop/other", json!({ "token": "s3cr3t" }));
     // The same account name in another namespace, which has no role in Vault.
     product.account("other", "web");
     let rows = [
-        ("stranger", json!({ "secret": "secret/shop/web#token" }), "invalid role name"),
+        ("stranger", json!({ "secret": "secret/shop/other#token" }), "invalid role name"),
         ("typo", json!({ "secrets": "secret/shop/web" }), "unknown attribute 'secrets'"),
         (
             "role",
-            json!({ "secret": "secret/shop/web#token", "role": "shop-web" }),
+            json!({ "secret": "secret/shop/other#token", "role": "shop-web" }),
             "may not choose 'shop-web'",
         ),
     ];
@@ -81,6 +87,7 @@ fn a_pod_that_may_not_gets_nothing_and_its_events_say_why() {
         assert!(!events().contains("s3cr3t"));
         node.delete_pod("other", name);
     }
-    assert!(!product.status().to_string().contains("other/"), "{}", product.status());
+    let volumes = product.status()["volumes"].to_string();
+    assert!(!volumes.contains("other/"), "{volumes}");
     assert!(!product.log().contains("s3cr3t"));
 }

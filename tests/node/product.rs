@@ -49,13 +49,12 @@ retire_grace = "2s"
 
 /// The installed product with its Vault.
 pub struct Product {
-    pub node: Arc<Node>,
     pub bed: Testbed,
 }
 
 /// The product on this test binary's node; the node's end takes it away.
 pub fn product() -> &'static Product {
-    static PRODUCT: LazyLock<Product> = LazyLock::new(|| Product::install());
+    static PRODUCT: LazyLock<Product> = LazyLock::new(Product::install);
     &PRODUCT
 }
 
@@ -65,14 +64,19 @@ impl Product {
         let node = node();
         let bed = Testbed::start_beside(&node);
         bed.vault.write("sys/policies/acl/pods", json!({ "policy": POD_POLICY }));
-        let product = Product { node, bed };
+        let product = Product { bed };
         product.let_in("shop", "web");
-        let image = product.node.image("secrets-broker", &Self::program());
+        let image = node.image("secrets-broker", &Self::program());
         for object in product.objects(&image) {
-            product.node.apply(&object);
+            node.apply(&object);
         }
         product.wait_until_registered();
         product
+    }
+
+    /// Never held for longer than a call: the node ends when its last user lets go of it.
+    fn node(&self) -> Arc<Node> {
+        node()
     }
 
     fn program() -> Vec<File> {
@@ -95,8 +99,8 @@ impl Product {
 
     /// Makes a namespace with a service account in it.
     pub fn account(&self, namespace: &str, account: &str) {
-        self.node.create_namespace(namespace);
-        self.node.apply(&json!({
+        self.node().create_namespace(namespace);
+        self.node().apply(&json!({
             "apiVersion": "v1",
             "kind": "ServiceAccount",
             "metadata": { "namespace": namespace, "name": account },
@@ -106,7 +110,7 @@ impl Product {
     /// The kubelet lists the driver on the node's CSINode.
     pub fn wait_until_registered(&self) {
         let registered = || {
-            let csinode = self.node.get(&format!("apis/storage.k8s.io/v1/csinodes/{NODE}"));
+            let csinode = self.node().get(&format!("apis/storage.k8s.io/v1/csinodes/{NODE}"));
             let csinode = csinode.unwrap_or_default();
             let drivers = csinode["spec"]["drivers"].as_array();
             drivers.into_iter().flatten().any(|driver| driver["name"] == DRIVER)
@@ -129,7 +133,7 @@ impl Product {
     }
 
     fn pods(&self) -> Vec<String> {
-        let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
+        let pods = self.node().get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
         let ours = |pod: &&Value| {
             pod["metadata"]["labels"]["app"] == "secrets-broker"
                 && pod["metadata"]["deletionTimestamp"].is_null()
@@ -141,7 +145,7 @@ impl Product {
     /// `secrets-broker status -o json` as `kubectl exec` would run it.
     pub fn status(&self) -> Value {
         let command = ["secrets-broker", "status", "-o", "json"];
-        let output = self.node.exec(NAMESPACE, &self.pod_name(), "agent", &command);
+        let output = self.node().exec(NAMESPACE, &self.pod_name(), "agent", &command);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         serde_json::from_str(&text).unwrap_or_else(|error| {
             panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
@@ -150,7 +154,7 @@ impl Product {
 
     /// The last of the kubelet's log lines with this word.
     fn kubelet_says(&self, word: &str) -> String {
-        let log = self.node.kubelet_log();
+        let log = self.node().kubelet_log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(word)).collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
@@ -158,7 +162,7 @@ impl Product {
     /// What both containers have logged.
     pub fn log(&self) -> String {
         let Some(pod) = self.pods().into_iter().next() else { return String::new() };
-        ["agent", "mounter"].map(|name| self.node.pod_log(NAMESPACE, &pod, name)).concat()
+        ["agent", "mounter"].map(|name| self.node().pod_log(NAMESPACE, &pod, name)).concat()
     }
 
     /// Logins and reads that reached Vault, from its audit log.
@@ -167,11 +171,10 @@ impl Product {
     }
 
     fn objects(&self, image: &str) -> Vec<Value> {
-        let kubelet = self.node.kubelet_root();
+        let kubelet = self.node().kubelet_root();
         let kubelet = kubelet.to_str().expect("a readable path");
-        let config = CONFIG
-            .replace("{vault}", &self.bed.vault.address)
-            .replace("{kubelet}", kubelet);
+        let config =
+            CONFIG.replace("{vault}", &self.bed.vault.address).replace("{kubelet}", kubelet);
         let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
@@ -210,9 +213,7 @@ impl Product {
 
     fn daemon_set(image: &str, kubelet: &str) -> Value {
         let labels = json!({ "app": "secrets-broker" });
-        let host = |name: &str, path: &str| {
-            json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } })
-        };
+        let host = |name: &str, path: &str| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
         let at = |name: &str, path: &str| json!({ "name": name, "mountPath": path });
         let plugins = format!("{kubelet}/plugins/{DRIVER}");
         let registry = format!("{kubelet}/plugins_registry");

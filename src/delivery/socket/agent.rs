@@ -83,7 +83,9 @@ impl Connection {
     fn viewer(&self) -> Viewer {
         match self.caller.identity.listener() {
             Listener::Operator => Viewer::Operator,
-            Listener::Host | Listener::Volume | Listener::Csi => Viewer::Caller(self.caller.identity.clone()),
+            Listener::Host | Listener::Volume | Listener::Csi => {
+                Viewer::Caller(self.caller.identity.clone())
+            }
         }
     }
 
