@@ -188,7 +188,7 @@ fn of_driver(spec: &Value) -> Vec<String> {
         }
     }
     let tokens = spec["tokenRequests"].as_array().map_or(&[][..], Vec::as_slice);
-    if !matches!(tokens, [token] if text(token, "/audience") != "") {
+    if !matches!(tokens, [token] if !text(token, "/audience").is_empty()) {
         found.push("the CSIDriver asks for another token than Vault's".to_owned());
     }
     found
