@@ -7,7 +7,7 @@
 //! | kubelet's driver | root | below it |
 //! |---|---|---|
 //! | `cgroupfs` | `…/kubepods` | `[<qos>/]pod<uid>/<id>`, CRI-O: `crio-<id>` |
-//! | `systemd` | `…kubepods.slice` | `[<slice>/]kubepods[-<qos>]-pod<uid>.slice/<runtime>-<id>.scope` |
+//! | `systemd` | `…kubepods.slice` | `[<qos>/]kubepods[-<qos>]-pod<uid>.slice/<name>-<id>.scope` |
 //! | `systemd`, runtime `cgroupfs` | any | `kubepods[-<qos>]-pod<uid>.slice:<runtime>:<id>` |
 
 use std::collections::{BTreeMap, BTreeSet};
