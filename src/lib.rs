@@ -27,6 +27,7 @@ pub mod identity;
 pub mod mounter;
 pub mod mountinfo;
 pub mod policy;
+pub mod service_manager;
 pub mod shutdown;
 pub mod source;
 pub mod status;

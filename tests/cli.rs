@@ -113,8 +113,17 @@ fn a_wrong_command_line_is_neither_degraded_nor_no_agent() {
 fn help_names_every_command_and_the_exit_codes() {
     let (code, out, _) = run(secrets_broker().arg("--help"));
     assert_eq!(code, 0);
-    let commands =
-        ["run", "dev", "status", "explain", "refresh", "check-config", "encrypt", "decrypt"];
+    let commands = [
+        "run",
+        "dev",
+        "status",
+        "explain",
+        "refresh",
+        "check-config",
+        "encrypt",
+        "decrypt",
+        "audit",
+    ];
     for word in commands.iter().chain(&["completions", "man", "no agent answers"]) {
         assert!(out.contains(word), "{word}: {out}");
     }

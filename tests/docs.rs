@@ -83,22 +83,41 @@ fn report(findings: &[String]) {
 
 #[test]
 fn every_metric_is_documented_and_every_documented_metric_exists() {
+    let exposed = exposed();
+    let documented = metrics_in(&read("docs/operations.md"));
+    let missing = exposed.difference(&documented).map(|name| format!("not documented: {name}"));
+    let invented = documented.difference(&exposed).map(|name| format!("does not exist: {name}"));
+    report(&missing.chain(invented).collect::<Vec<_>>());
+}
+
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_exist() {
+    let exposed = exposed();
+    for (file, least) in [("alerts.yaml", 8), ("dashboard.json", 15)] {
+        let asked = metrics_in(&read(&format!("deploy/chart/files/{file}")));
+        assert!(asked.len() >= least, "{file} asks for {} metrics only", asked.len());
+        let invented = asked.difference(&exposed);
+        report(&invented.map(|name| format!("{file}: {name} does not exist")).collect::<Vec<_>>());
+    }
+}
+
+/// The names of everything a scrape shows.
+fn exposed() -> BTreeSet<String> {
     let text = scrape();
     let declared = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-    let exposed: BTreeSet<String> = declared
+    declared
         .map(|line| match line.split_once(' ') {
             Some((name, "counter")) => format!("{name}_total"),
             Some((name, _)) => name.to_owned(),
             None => panic!("no type: {line}"),
         })
-        .collect();
-    let page = read("docs/operations.md");
-    let words = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let documented: BTreeSet<String> =
-        words.filter(|w| w.starts_with("secrets_broker_")).map(str::to_owned).collect();
-    let missing = exposed.difference(&documented).map(|name| format!("not documented: {name}"));
-    let invented = documented.difference(&exposed).map(|name| format!("does not exist: {name}"));
-    report(&missing.chain(invented).collect::<Vec<_>>());
+        .collect()
+}
+
+/// Every metric that a text names.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|w| w.starts_with("secrets_broker_")).map(str::to_owned).collect()
 }
 
 /// What a scrape shows with one of everything: metrics without a label set are not declared.

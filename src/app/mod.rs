@@ -13,15 +13,18 @@ use crate::broker::task::BrokerTask;
 use crate::clock::BootInstant;
 use crate::config::Config;
 use crate::delivery::files::{self, DeclaredVolume};
-use crate::delivery::socket::{self, Sockets, SourceDirectory};
+use crate::delivery::metrics_port::{self, MetricsPort};
+use crate::delivery::socket::{self, SocketConfig, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
 use crate::policy::{CompiledPolicy, Policy, PolicyError};
+use crate::service_manager::ServiceManager;
 use crate::shutdown::{Stage, Stages, Supervisor};
 use crate::status::VolumeBoard;
 use crate::telemetry::Metrics;
 
 mod csi;
+mod first_fill;
 mod operators;
 mod reload;
 mod sources;
@@ -48,6 +51,7 @@ impl App {
         config: Config,
         file: Option<PathBuf>,
         hardened: &Hardened,
+        manager: ServiceManager,
     ) -> anyhow::Result<Self> {
         let mut supervisor = Supervisor::default();
         let stages = Stages::default();
@@ -66,7 +70,8 @@ impl App {
         let board = VolumeBoard::default();
         let volume_names: Vec<VolumeName> =
             config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
-        let reloader = Reloader::new(file, policy.clone(), audit.clone(), fingerprint);
+        let reloader =
+            Reloader::new(file, policy.clone(), audit.clone(), fingerprint, manager.clone());
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -75,14 +80,13 @@ impl App {
             sources: shared.clone(),
             local: sources.local(),
             default_source: config.default_source.clone(),
-            volumes: volume_names,
+            volumes: volume_names.clone(),
             grants: reload_source,
             started_at,
             hardening: hardened.steps.iter().map(ToString::to_string).collect(),
             reload: reloader.state(),
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
-        let sockets = Sockets::bind(&config.sockets).context("binding the sockets")?;
         let deps = socket::Deps {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -93,11 +97,10 @@ impl App {
             operators,
             metrics: Metrics::new(),
         };
-        let (limits, intake) = (config.socket_limits, stages.intake.clone());
-        supervisor.spawn("sockets", Stage::Intake, async move {
-            sockets.serve(limits, deps, intake).await;
-            Ok(())
-        });
+        serve(&config.sockets, config.socket_limits, deps, &stages, &mut supervisor)?;
+        let start =
+            first_fill::announce(manager, board.clone(), volume_names, stages.intake.clone());
+        supervisor.spawn("start", Stage::Intake, start);
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board };
         if let Some(settings) = config.csi {
             let task = csi::run(settings, volumes.clone(), stages.work.clone());
@@ -123,6 +126,48 @@ impl App {
         lifecycle(&self.audit, "stopping");
         self.supervisor.stop(&self.stages, self.stop_grace).await;
         failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+/// Binds the sockets and the port for metrics, and starts answering on them.
+fn serve(
+    config: &SocketConfig,
+    limits: socket::Limits,
+    deps: socket::Deps,
+    stages: &Stages,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<()> {
+    let sockets = Sockets::bind(config).context("binding the sockets")?;
+    if let Some(address) = config.metrics {
+        let port = MetricsPort::bind(address).context("binding [sockets.metrics]")?;
+        let deps = metrics_port::Deps {
+            broker: deps.broker.clone(),
+            volumes: deps.volumes.clone(),
+            operators: Arc::clone(&deps.operators),
+            metrics: deps.metrics.clone(),
+        };
+        let intake = stages.intake.clone();
+        supervisor.spawn("metrics port", Stage::Intake, async move {
+            port.serve(deps, intake).await;
+            Ok(())
+        });
+    }
+    let intake = stages.intake.clone();
+    supervisor.spawn("sockets", Stage::Intake, async move {
+        sockets.serve(limits, deps, intake).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// The service manager that started this process, as `$NOTIFY_SOCKET` says.
+///
+/// # Errors
+/// The variable holds something else than a socket's address.
+pub fn service_manager() -> anyhow::Result<ServiceManager> {
+    match std::env::var_os("NOTIFY_SOCKET") {
+        Some(address) if !address.is_empty() => Ok(ServiceManager::at(&address)?),
+        _ => Ok(ServiceManager::none()),
     }
 }
 

@@ -11,6 +11,7 @@ use super::{compile, lifecycle};
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::policy::{Policy, PolicyConfig};
+use crate::service_manager::ServiceManager;
 use crate::watch::FileWatcher;
 
 /// What status says about the configuration file.
@@ -33,6 +34,7 @@ pub(super) struct Reloader {
     policy: Policy,
     audit: Audit,
     running: String,
+    manager: ServiceManager,
     state: SharedReloadState,
 }
 
@@ -53,8 +55,9 @@ impl Reloader {
         policy: Policy,
         audit: Audit,
         running: String,
+        manager: ServiceManager,
     ) -> Self {
-        Self { file, policy, audit, running, state: SharedReloadState::default() }
+        Self { file, policy, audit, running, manager, state: SharedReloadState::default() }
     }
 
     pub(super) fn state(&self) -> SharedReloadState {
@@ -78,12 +81,13 @@ impl Reloader {
                 _ = hangup.recv() => self.audit.reopen(),
                 () = changed => {}
             }
-            self.reload();
+            self.manager.reload(|| self.reload());
         }
     }
 
-    fn reload(&self) {
-        let Some(file) = &self.file else { return };
+    /// One line on how it went.
+    fn reload(&self) -> &'static str {
+        let Some(file) = &self.file else { return "serving" };
         let outcome = Config::load(file).map_err(|error| error.to_string()).and_then(|config| {
             let compiled = compile(&config.policy).map_err(|error| format!("{error:#}"))?;
             Ok((config, compiled))
@@ -101,10 +105,12 @@ impl Reloader {
                 self.policy.replace(compiled);
                 tracing::info!("configuration reloaded: policy is in force");
                 lifecycle(&self.audit, "policy reloaded by");
+                "serving; policy reloaded"
             }
             Err(problem) => {
                 tracing::error!(%problem, "the new configuration is bad; the old one stays");
                 state.problem = Some(problem);
+                "serving; the new configuration is bad, the old one stays"
             }
         }
     }

@@ -149,7 +149,7 @@ fn find(
 
 impl Caller {
     /// A caller may have no more records waiting than places are free: one caller gets half of the
-    /// queue, and any number of greedy ones leaves a place for somebody else.
+    /// queue, the next half of the rest; as records are written, greedy callers even out.
     fn admit(&mut self, kind: Kind, free: usize, limit: u32, now: BootInstant) -> Admission {
         if now.since(self.window_began) >= WINDOW {
             (self.window_began, self.lines) = (now, 0);
@@ -186,5 +186,62 @@ impl Caller {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> BootInstant {
+        BootInstant::from_nanos(1_000_000_000_000 + millis * 1_000_000)
+    }
+
+    fn shown(admission: &Admission) -> char {
+        match admission {
+            Admission::Line(_) => 'l',
+            Admission::Counted => 'c',
+            Admission::Refused => 'r',
+        }
+    }
+
+    #[test]
+    fn a_caller_over_its_lines_is_counted_and_only_new_permissions_are_refused() {
+        let mut caller = Caller::default();
+        let mut admit = |kind, now| shown(&caller.admit(kind, 100, 3, at(now)));
+        let (old, new) = (Kind::Permission(1), Kind::Permission(2));
+        let kinds = [old, Kind::Denial, Kind::Served(5), old, new, Kind::Denial, Kind::Served(7)];
+        assert_eq!(kinds.map(|kind| admit(kind, 0)).iter().collect::<String>(), "lllcrcc");
+        assert_eq!(admit(Kind::Read, 0), 'l');
+        assert_eq!(admit(old, 999), 'c');
+        // A second later each has a line again, and what was permitted before has to have its own.
+        assert_eq!([new, old, new, new].map(|kind| admit(kind, 1000)), ['l', 'l', 'l', 'c']);
+        let expected = LeftOut { denied: 1, repeated: 3, served: 7, refused: 1 };
+        assert_eq!(caller.left_out, expected);
+    }
+
+    #[test]
+    fn a_caller_waits_with_no_more_records_than_places_are_free() {
+        let mut caller = Caller::default();
+        let mut admit = |free| caller.admit(Kind::Denial, free, 100, at(0));
+        let first = admit(2);
+        let second = admit(2);
+        assert_eq!([shown(&first), shown(&second), shown(&admit(2))], ['l', 'l', 'c']);
+        drop(first);
+        assert_eq!([shown(&admit(2)), shown(&admit(1))], ['l', 'c']);
+        assert_eq!(shown(&admit(0)), 'c');
+    }
+
+    #[test]
+    fn idle_callers_make_room_and_the_rest_share_one_budget() {
+        let mut callers = HashMap::new();
+        for uid in 0..u32::try_from(CALLERS_MAX).unwrap() {
+            find(&mut callers, ConsumerId::host_user(uid), at(0)).window_began = at(0);
+        }
+        let late = ConsumerId::host_user(u32::MAX);
+        find(&mut callers, late.clone(), at(0)).window_began = at(0);
+        assert!(callers.contains_key(&None) && !callers.contains_key(&Some(late.clone())));
+        find(&mut callers, late.clone(), at(1000));
+        assert_eq!(callers.keys().collect::<Vec<_>>(), [&Some(late)]);
     }
 }

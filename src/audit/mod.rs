@@ -2,9 +2,9 @@
 //!
 //! Identities and paths in clear; tokens and lease ids only as keyed HMAC-SHA256; values never.
 //! No audit means no *new* secret: callers check the result of [`Audit::record`] before serving.
-//! Renewals, ends and wipes are never blocked by it. Each line holds the hash of the one before, and
-//! checkpoints go to a second place; [`verify`] checks both. One caller's flood is counted instead
-//! of written. The fields are listed in `docs/audit.md`.
+//! Renewals, ends and wipes are never blocked by it. Each line holds the hash of the one before,
+//! and checkpoints go to a second place; [`verify`] checks both. One caller's flood is counted
+//! instead of written. The fields are listed in `docs/audit.md`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -223,10 +223,7 @@ impl Audit {
         Self::with_sink(sink::Sink::open(&config.output)?, config)
     }
 
-    fn with_sink(
-        sink: sink::Sink,
-        config: AuditConfig,
-    ) -> Result<(Self, AuditWriter), AuditError> {
+    fn with_sink(sink: sink::Sink, config: AuditConfig) -> Result<(Self, AuditWriter), AuditError> {
         let anchor = config.anchor.map(anchor::AnchorFile::open).transpose()?;
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(key.as_mut_slice()).map_err(AuditError::Random)?;
@@ -256,6 +253,7 @@ impl Audit {
             None => None,
             Some(Admission::Line(place)) => Some(place),
             Some(Admission::Counted) => return self.unless_down(),
+            Some(Admission::Refused) if free == 0 => return Err(NotRecorded::Down),
             Some(Admission::Refused) => return Err(NotRecorded::OverBudget),
         };
         let record = Record { at: Timestamp::now(), event, _place: place };

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sink::Sink;
 use super::*;
+use crate::identity::{Listener, ProofStrength};
 
 fn event(message: &str) -> AuditEvent {
     AuditEvent::Lifecycle { message: message.to_owned() }
@@ -185,4 +186,115 @@ fn macs_tell_equal_from_different_without_telling_what() {
     assert_ne!(mac, other.mac_lease(&lease("database/creds/a/1")));
     let token = Token::new(b"database/creds/a/1".to_vec()).unwrap();
     assert_eq!(mac, one.mac_token(&token));
+}
+
+/// A denial or permission of a user for the secret of this number.
+fn decision(uid: u32, allowed: bool, number: usize) -> AuditEvent {
+    AuditEvent::Decision {
+        identity: Identity::host_user(uid, uid, &[], ProofStrength::PidFd, Listener::Host),
+        secret: SecretRef {
+            source: "vault".parse().unwrap(),
+            path: format!("secret/data/{number}").parse().unwrap(),
+            version: None,
+        },
+        allowed,
+        rule: None,
+        reason: None,
+    }
+}
+
+fn unlimited() -> AuditConfig {
+    AuditConfig { lines_per_second_per_caller: u32::MAX, ..AuditConfig::default() }
+}
+
+/// Goal: nobody else is refused, whoever floods. Method: the output stands still, so that whatever
+/// is taken stays in the queue; then the same flood of records that no budget is for.
+#[test]
+fn a_flood_of_one_caller_leaves_the_records_of_another_accepted() {
+    let open = || {
+        let null = fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+        Audit::with_sink(Sink::from_file(null), unlimited()).unwrap()
+    };
+    let (audit, _writer) = open();
+    let flood = |uid| (0..5000).filter(|n| audit.record(decision(uid, true, *n)).is_ok()).count();
+    assert_eq!(flood(1), QUEUE_RECORDS_MAX / 2);
+    assert_eq!(audit.record(decision(1, true, 9999)), Err(NotRecorded::OverBudget));
+    assert_eq!(audit.record(decision(2, true, 0)), Ok(()));
+    // Each further one gets half of what is left.
+    assert_eq!(flood(3), QUEUE_RECORDS_MAX / 4);
+    assert_eq!(flood(4), QUEUE_RECORDS_MAX / 8);
+    assert_eq!(audit.record(decision(5, true, 0)), Ok(()));
+    assert!(audit.is_healthy());
+
+    let (audit, _writer) = open();
+    while audit.record(event("nobody's")).is_ok() {}
+    assert_eq!(audit.record(decision(2, true, 0)), Err(NotRecorded::Down));
+}
+
+/// Goal: what is beyond the budget is counted, and the counts are complete. Method: three kinds of
+/// floods, and the lines they leave, however long that takes.
+#[tokio::test]
+async fn what_is_beyond_a_callers_budget_is_counted_into_lines_of_it() {
+    const FLOOD: usize = 2000;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let output = Output::File(path.clone());
+    let config = AuditConfig { output, lines_per_second_per_caller: 10, ..AuditConfig::default() };
+    let (audit, writer) = Audit::open(config).unwrap();
+    let mut permitted = 0;
+    for number in 0..FLOOD {
+        assert_eq!(audit.record(decision(1, false, number)), Ok(()));
+        assert_eq!(audit.record(decision(2, true, 7)), Ok(()));
+        match audit.record(decision(3, true, number)) {
+            Ok(()) => permitted += 1,
+            Err(error) => assert_eq!(error, NotRecorded::OverBudget),
+        }
+    }
+    drain(writer).await.unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines: Vec<_> = lines.collect();
+    for (uid, counted, own) in [
+        ("uid:1", "denied", None),
+        ("uid:2", "repeated", None),
+        ("uid:3", "refused", Some(permitted)),
+    ] {
+        let of = |event: &str| {
+            let event = event.to_owned();
+            lines.iter().filter(move |line| line["identity"] == uid && line["event"] == event)
+        };
+        let counted: u64 = of("coalesced").map(|line| line[counted].as_u64().unwrap()).sum();
+        let lines = of("decision").count();
+        assert_eq!(lines + usize::try_from(counted).unwrap(), FLOOD, "{uid}");
+        assert!(lines < FLOOD && own.is_none_or(|own| own == lines), "{uid}: {lines} lines");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_summary_is_written_although_its_caller_went_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let output = Output::File(path.clone());
+    let config = AuditConfig { output, lines_per_second_per_caller: 1, ..AuditConfig::default() };
+    let (audit, writer) = Audit::open(config).unwrap();
+    let evidence = CancellationToken::new();
+    let writer = tokio::spawn(writer.run(evidence.clone()));
+    for number in 0..1000 {
+        audit.record(decision(1, false, number)).unwrap();
+    }
+    until(|| fs::read_to_string(&path).unwrap().contains("coalesced")).await;
+    evidence.cancel();
+    writer.await.unwrap().unwrap();
+}
+
+/// While nothing can be written, counting is no way around the closed door.
+#[tokio::test]
+async fn what_would_be_counted_is_refused_while_the_log_is_down() {
+    let null = fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
+    let config = AuditConfig { lines_per_second_per_caller: 1, ..AuditConfig::default() };
+    let (audit, writer) = Audit::with_sink(Sink::from_file(null), config).unwrap();
+    assert_eq!(audit.record(decision(1, true, 1)), Ok(()));
+    assert_eq!(audit.record(decision(1, true, 1)), Ok(()));
+    drain(writer).await.unwrap();
+    assert_eq!(audit.record(decision(1, true, 1)), Err(NotRecorded::Down));
 }

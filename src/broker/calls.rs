@@ -139,9 +139,7 @@ impl Outgoing {
         };
         let gone = || SourceError::new(ErrorClass::LeaseEnded, "the lease has ended");
         match &self.call {
-            Call::Login(identity) => {
-                source.login(identity, account_token).await.map(Raw::LoggedIn)
-            }
+            Call::Login(identity) => source.login(identity, account_token).await.map(Raw::LoggedIn),
             Call::RenewToken { increment, .. } => {
                 source.renew_token(token, *increment).await.map(Raw::TokenRenewed)
             }

@@ -1,7 +1,7 @@
 //! Published entries: written by the broker task alone, read by every connection.
 //!
-//! Sharded reader-writer locks, held for one table operation and never across an await. A key's hash
-//! is worked out once per decision, so a hit costs one comparison and a reference count.
+//! Sharded reader-writer locks, held for one table operation and never across an await. A key's
+//! hash is worked out once per decision, so a hit costs one comparison and a reference count.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock};

@@ -54,7 +54,11 @@ fn summary(config: &Config) -> String {
         let plural = if items == 1 { "" } else { "s" };
         line(
             "volume",
-            format!("{} at {}, {items} item{plural}", volume.config.name, volume.config.path.display()),
+            format!(
+                "{} at {}, {items} item{plural}",
+                volume.config.name,
+                volume.config.path.display()
+            ),
         );
     }
     let grants: Vec<&str> = config.policy.grants.iter().map(|grant| grant.name.as_str()).collect();
@@ -74,6 +78,9 @@ fn summary(config: &Config) -> String {
             Output::File(file) => file.display().to_string(),
         },
     );
+    if let Some(anchor) = &config.audit.anchor {
+        line("anchor", anchor.display().to_string());
+    }
     for warning in &config.warnings {
         let _infallible = writeln!(text, "warning: {warning}");
     }

@@ -17,6 +17,7 @@ use crate::app::{self, App};
 use crate::config::{Config, Host};
 use crate::delivery::files::mount::is_tmpfs;
 use crate::hardening::Hardened;
+use crate::service_manager::ServiceManager;
 use crate::status::{StatusView, changes, render_status};
 use crate::telemetry::{self, LogFormat};
 
@@ -40,7 +41,7 @@ pub(super) fn dev(args: &DevArgs, hardened: &Hardened) -> anyhow::Result<ExitCod
     let volumes = config.volumes.clone();
     let result = runtime()?.block_on(async {
         let operator_socket = config.sockets.operator.path.clone();
-        let app = App::start(config, None, hardened)?;
+        let app = App::start(config, None, hardened, ServiceManager::none())?;
         let instructions = playground.instructions()?;
         output::print(&instructions)?;
         app.run(async {

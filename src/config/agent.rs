@@ -1,5 +1,6 @@
 //! `[agent]`, `[sockets]`, `[audit]` and the sockets' part of `[limits]`.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const LEVELS: [(&str, &str); 5] = [
     ("warn", "warn"),
     ("error", "error"),
 ];
+/// Where metrics are, unless another port is configured.
+const METRICS_PORT: u16 = 9102;
 /// The longest path that fits a socket address, without its final NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -60,11 +63,28 @@ pub(super) fn sockets(root: &Section, runtime_dir: &Path) -> SocketConfig {
             section.problem_at("path", message, "use a shorter path or runtime_dir");
         }
     }
+    let metrics = metrics(&section.section("metrics"));
     section.finish();
     SocketConfig {
         operator: OperatorSocket { path: operator_path },
         host: HostSocket { enabled, path: host_path, mode, gid },
+        metrics,
     }
+}
+
+/// `None` while it is not enabled, or after a problem.
+fn metrics(section: &Section) -> Option<SocketAddr> {
+    let enabled = section.boolean("enabled", false);
+    let address = section.get("address").map_or(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), |field| {
+        field.parsed("write an IP address of this host, or \"0.0.0.0\" for all of them")
+    });
+    let port = section.count("port", METRICS_PORT.into());
+    let port = u16::try_from(port).ok();
+    if port.is_none() {
+        section.problem_at("port", "a port is at most 65535", "write another port");
+    }
+    section.finish();
+    Some(SocketAddr::new(address?, port?)).filter(|_| enabled)
 }
 
 pub(super) fn audit(root: &Section) -> AuditConfig {
@@ -83,7 +103,8 @@ pub(super) fn audit(root: &Section) -> AuditConfig {
     if let (Output::File(log), Some(anchor)) = (&output, &anchor)
         && log.parent() == anchor.parent()
     {
-        let message = "the anchor lies in the directory of the log: who can change one can change both";
+        let message =
+            "the anchor lies in the directory of the log: who can change one can change both";
         section.problem_at("anchor", message, "give it another directory, best on another device");
     }
     let config = AuditConfig {

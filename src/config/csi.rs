@@ -34,25 +34,22 @@ pub(super) fn read(
     };
     let node = node.and_then(|field| field.parsed("write the node's name as Kubernetes has it"));
     let source = sources.of(&section);
-    let audience = section
-        .get("audience")
-        .map_or_else(|| Some("vault".to_owned()), |field| non_empty(&field));
+    let audience =
+        section.get("audience").map_or_else(|| Some("vault".to_owned()), |field| non_empty(&field));
     let tenant_roles = section.get("tenant_roles").map_or_else(Vec::new, |field| {
         let remedy = "write for example \"{namespace}-*\"";
         field.elements().iter().filter_map(|one| one.parsed(remedy)).collect()
     });
-    let state_dir =
-        section.path("state_dir", &agent.runtime_dir.join("csi").to_string_lossy());
+    let state_dir = section.path("state_dir", &agent.runtime_dir.join("csi").to_string_lossy());
     let volume_size = volume_size(&section);
     let volume_bytes_total = section.size("volume_bytes_total", 256 << 20);
-    let publish_timeout =
-        section.positive_duration("publish_timeout", Duration::from_secs(30));
+    let publish_timeout = section.positive_duration("publish_timeout", Duration::from_secs(30));
     let retire_grace = section.duration("retire_grace", Duration::from_secs(30));
     let mounter = mounter(&section);
     let verification = verification(&section, &state_dir);
-    let issuers = section.get("issuers").map_or_else(Vec::new, |field| {
-        field.elements().iter().filter_map(non_empty).collect()
-    });
+    let issuers = section
+        .get("issuers")
+        .map_or_else(Vec::new, |field| field.elements().iter().filter_map(non_empty).collect());
     let algorithms = algorithms(&section);
     section.finish();
     if !enabled {
@@ -122,10 +119,7 @@ fn verification(section: &Section, state_dir: &std::path::Path) -> Option<Verifi
     }
     Some(Verification::Keys(match file {
         Some(file) => KeySource::File(file?),
-        None => KeySource::ApiServer {
-            server: server?,
-            directory: state_dir.join("keys"),
-        },
+        None => KeySource::ApiServer { server: server?, directory: state_dir.join("keys") },
     }))
 }
 

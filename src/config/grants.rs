@@ -116,8 +116,7 @@ fn is_about_pods(who: Option<&Who>) -> bool {
 
 /// A pod reads as itself unless the rule says otherwise; everybody else reads as the agent.
 fn login(section: &Section, effect: Effect, who: Option<&Who>) -> GrantLogin {
-    let logins =
-        [("service-account", GrantLogin::ServiceAccount), ("agent", GrantLogin::Agent)];
+    let logins = [("service-account", GrantLogin::ServiceAccount), ("agent", GrantLogin::Agent)];
     let login = section.choice("login", GrantLogin::ServiceAccount, &logins);
     if section.has("login") && (effect == Effect::Forbid || !is_about_pods(who)) {
         let message = "only what is permitted to pods is read with an identity to choose";

@@ -42,9 +42,9 @@ pub(super) fn read(
         let (Some(content), Some(source)) = (content, source) else { continue };
         let item = ItemConfig { source, content, ownership };
         items.push(item);
-        if let Some(clash) = check_names(&items.iter().map(ItemConfig::file).collect::<Vec<_>>())
-            .into_iter()
-            .next() {
+        if let Some(clash) =
+            check_names(&items.iter().map(ItemConfig::file).collect::<Vec<_>>()).into_iter().next()
+        {
             let key = if section.has("path") { "path" } else { "secret" };
             section.problem_at(key, clash, "give one of them another path");
             items.pop();

@@ -11,9 +11,9 @@ use crate::delivery::csi::CsiConfig;
 use crate::delivery::files::DeclaredVolume;
 use crate::delivery::socket::{Limits, SocketConfig};
 use crate::domain::SourceName;
+use crate::identity::token::{Expectations, Verification};
 use crate::policy::PolicyConfig;
 use crate::source::vault::VaultConfig;
-use crate::identity::token::{Expectations, Verification};
 use crate::telemetry::LogFormat;
 
 /// A configuration that passed every check.

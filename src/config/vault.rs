@@ -28,7 +28,8 @@ pub(super) fn read(section: &Section, mounts: Option<Vec<ConfiguredMount>>) -> O
         .require("role", "name the Vault role of the Kubernetes auth method: role = \"…\"")
         .and_then(|field| role(&field));
     let pods = section.get("pod_role").and_then(|field| {
-        let role: RolePattern = field.parsed("write for example \"{namespace}-{serviceaccount}\"")?;
+        let role: RolePattern =
+            field.parsed("write for example \"{namespace}-{serviceaccount}\"")?;
         Some(PodLogin { role })
     });
     let token_file = token_file(section);

@@ -7,9 +7,7 @@ use crate::config::document::{Place, Section};
 use crate::config::settings::AgentConfig;
 use crate::config::sources::Sources;
 use crate::config::{Host, accounts, items, on_change};
-use crate::delivery::files::{
-    Backing, DeclaredVolume, FileOwnership, OnProblem, VolumeConfig,
-};
+use crate::delivery::files::{Backing, DeclaredVolume, FileOwnership, OnProblem, VolumeConfig};
 use crate::delivery::socket::SocketConfig;
 use crate::domain::VolumeName;
 

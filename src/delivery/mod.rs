@@ -2,4 +2,5 @@
 
 pub mod csi;
 pub mod files;
+pub mod metrics_port;
 pub mod socket;

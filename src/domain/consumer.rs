@@ -52,7 +52,10 @@ pub struct VaultRole(Arc<str>);
 
 /// Why a role's name was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a Vault role has 1 to {ROLE_BYTES_MAX} letters, digits, '-', '_' and '.', none of '-' and '.' at an end")]
+#[error(
+    "a Vault role has 1 to {ROLE_BYTES_MAX} letters, digits, '-', '_' and '.', none of '-' and '.' \
+     at an end"
+)]
 pub struct VaultRoleError;
 
 impl FromStr for VaultRole {

@@ -84,6 +84,11 @@ impl VolumeName {
     pub fn of_pod(pod: &super::Pod, volume: &super::PodVolumeName) -> Self {
         Self(Arc::from(format!("{pod}/{volume}@{}", pod.uid)))
     }
+
+    /// Whether it is a pod's volume; otherwise it is a declared one.
+    pub fn is_of_pod(&self) -> bool {
+        self.0.contains('/')
+    }
 }
 
 /// The opaque id a socket caller gets instead of Vault's lease id.

@@ -7,8 +7,8 @@
 //! | kubelet's driver | root | below it |
 //! |---|---|---|
 //! | `cgroupfs` | `…/kubepods` | `[<qos>/]pod<uid>/<id>`, CRI-O: `crio-<id>` |
-//! | `systemd` | `…kubepods.slice` | `[<qos>/]kubepods[-<qos>]-pod<uid>.slice/<name>-<id>.scope` |
-//! | `systemd`, runtime `cgroupfs` | any | `kubepods[-<qos>]-pod<uid>.slice:<runtime>:<id>` |
+//! | `systemd` | `…kubepods.slice` | `[<slice>/]kubepods[-<qos>]-pod<uid>.slice/<rt>-<id>.scope` |
+//! | `systemd`, runtime `cgroupfs` | any | `kubepods[-<qos>]-pod<uid>.slice:<rt>:<id>` |
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -82,6 +82,8 @@ pub struct Peer {
     groups: Vec<u32>,
     placement: Placement,
     own_user_namespace: bool,
+    /// It runs in the very cgroups that the agent runs in: its own container, when it has one.
+    own_cgroups: bool,
     handle: Handle,
 }
 
@@ -118,15 +120,20 @@ impl Peer {
             groups,
             placement,
             own_user_namespace: shares_user_namespace(&directory, pid)?,
+            own_cgroups: shares_cgroups(&directory, pid)?,
             handle: pidfd.map_or(Handle::ProcDirectory(directory), Handle::PidFd),
         };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
     }
 
     /// The identity this peer has at a door for users of the host, if it has one. Whatever runs in
-    /// a pod is a pod or nothing: never a user, never an operator.
+    /// a pod is a pod or nothing: never a user, never an operator. The one exception is the agent's
+    /// own container: what `kubectl exec` starts there is an operator's, since only who may start
+    /// processes in it, or root on the node, gets into its cgroups.
     pub fn identify(&self, listener: Listener) -> Result<Identity, PeerError> {
-        self.on_host()?;
+        if !(listener == Listener::Operator && self.own_cgroups) {
+            self.on_host()?;
+        }
         let operator = self.uid == 0 || self.uid == rustix::process::geteuid().as_raw();
         if listener == Listener::Operator && !operator {
             return Err(PeerError::NotOperator(self.uid));
@@ -201,6 +208,12 @@ impl Peer {
             tokio::time::sleep(LIVENESS_INTERVAL).await;
         }
     }
+}
+
+/// Whether the process is in exactly the agent's own cgroups.
+fn shares_cgroups(directory: &OwnedFd, pid: i32) -> Result<bool, PeerError> {
+    let own = rustix::process::getpid().as_raw_pid();
+    Ok(read(directory, pid, "cgroup")? == read(&open_process(own)?, own, "cgroup")?)
 }
 
 fn is_unsupported(error: &io::Error) -> bool {

@@ -7,7 +7,8 @@ use crate::identity::Subject;
 fn peer(uid: u32, placement: Placement, own_user_namespace: bool) -> Peer {
     let handle =
         Handle::ProcDirectory(open_process(rustix::process::getpid().as_raw_pid()).unwrap());
-    Peer { uid, gid: 7, groups: vec![9, 8, 7], placement, own_user_namespace, handle }
+    let (groups, own_cgroups) = (vec![9, 8, 7], false);
+    Peer { uid, gid: 7, groups, placement, own_user_namespace, own_cgroups, handle }
 }
 
 #[test]
@@ -21,6 +22,16 @@ fn a_uid_is_an_identity_only_outside_containers_and_other_namespaces() {
     assert!(refused(peer(0, inside.clone(), true), Listener::Host).contains("a test"));
     assert!(refused(peer(0, inside, true), Listener::Operator).contains("a test"));
     assert!(refused(peer(0, Placement::Host, false), Listener::Host).contains("namespace"));
+}
+
+#[test]
+fn in_the_agents_own_container_root_is_an_operator_and_nobody_is_a_host_user() {
+    let inside = Placement::Container { reason: "a test" };
+    let at_home = |uid| Peer { own_cgroups: true, ..peer(uid, inside.clone(), true) };
+    assert!(at_home(0).identify(Listener::Operator).is_ok());
+    assert!(at_home(0).identify(Listener::Host).is_err());
+    let other = rustix::process::geteuid().as_raw() + 4242;
+    assert!(at_home(other).identify(Listener::Operator).is_err());
 }
 
 #[test]
@@ -55,6 +66,7 @@ async fn the_exit_of_a_process_is_seen_through_both_kinds_of_handle() {
         groups: Vec::new(),
         placement: Placement::Host,
         own_user_namespace: true,
+        own_cgroups: false,
         handle,
     };
     let modern = with(Handle::PidFd(pidfd));

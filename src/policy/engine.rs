@@ -46,9 +46,9 @@ impl CompiledPolicy {
     /// An empty configuration compiles and denies everything.
     pub fn compile(config: &PolicyConfig) -> Result<Self, Vec<PolicyError>> {
         with_stack(|| {
-            let own_identity_rule = OWN_IDENTITY.parse().map_err(|error: IdError| {
-                vec![PolicyError::Engine(error.to_string())]
-            })?;
+            let own_identity_rule = OWN_IDENTITY
+                .parse()
+                .map_err(|error: IdError| vec![PolicyError::Engine(error.to_string())])?;
             let compiled = Self {
                 book: RuleBook::build(config)?,
                 recheck: config.recheck,

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::domain::{
-    Namespace, PathPattern, RuleName, ServiceAccountName, SourceName, VolumeName,
-};
+use crate::domain::{Namespace, PathPattern, RuleName, ServiceAccountName, SourceName, VolumeName};
 use crate::identity::ProofStrength;
 
 /// Everything policy is configured with.

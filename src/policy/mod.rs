@@ -154,7 +154,8 @@ impl Policy {
 
     /// Whether a proof made earlier still holds, without deciding again.
     pub fn still_holds(&self, authorized: &Authorized, now: BootInstant) -> bool {
-        now < authorized.valid_until && authorized.generation == self.generation.number.load(Ordering::Acquire)
+        now < authorized.valid_until
+            && authorized.generation == self.generation.number.load(Ordering::Acquire)
     }
 
     /// Replaces the policy; every subscription is re-authorised by whoever holds it.

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Expression, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 
-use super::grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
 use super::engine::OWN_IDENTITY;
+use super::grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
 use super::schema::Vocabulary;
 use crate::domain::{IdError, PathPattern, RuleName, SecretRef, SourceName};
 use crate::identity::Subject;

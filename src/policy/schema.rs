@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `HostUser` | uid | `uid`, `gids` | its `Group`s |
 //! | `Volume` | name | `name` | |
-//! | `Pod` | uid | `name`, `namespace`, `service_account`, `service_account_uid` | its `ServiceAccount` |
+//! | `Pod` | uid | `name`, `namespace`, `service_account(_uid)` | its `ServiceAccount` |
 //! | `ServiceAccount` | `namespace/name` | | its `Namespace` |
 //! | `Secret` | `source:path` | `source`, `path` | the `PathSet`s that match it |
 //!

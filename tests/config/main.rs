@@ -26,6 +26,7 @@ fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let variable = |name: &str| match name {
         "SECRETS_BROKER_KEY" => Some("0".repeat(64)),
         "VAULT_HOST" => Some("vault.example.com".to_owned()),
+        "NODE_NAME" => Some("node-1".to_owned()),
         "PASSWORD" => Some("hunter2".to_owned()),
         _ => None,
     };
@@ -72,7 +73,7 @@ fn the_example_with_everything_uncommented_is_valid_and_uses_every_part() {
     let config = parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}"));
     assert_eq!(config.warnings, []);
     assert_eq!(config.sources.len(), 2);
-    assert_eq!(config.policy.grants.len(), 2);
+    assert_eq!(config.policy.grants.len(), 3);
     assert_eq!(config.broker.rules.len(), 1);
     assert_eq!(config.volumes[0].config.items.len(), 4);
     assert!(config.encryption.is_some());

@@ -25,6 +25,21 @@ fn check(cases: &[Case]) {
 }
 
 #[test]
+fn an_audit_log_needs_files_and_an_anchor_elsewhere() {
+    check(&[
+        ("[audit]\noutput = \"file\"", 2, "audit.output", "not an absolute path", "\"stdout\""),
+        ("[audit]\nanchor = \"file\"", 2, "audit.anchor", "not an absolute path", "\"log\""),
+        (
+            "[audit]\noutput = \"/var/log/audit\"\nanchor = \"/var/log/anchor\"",
+            3,
+            "audit.anchor",
+            "lies in the directory of the log",
+            "another directory",
+        ),
+    ]);
+}
+
+#[test]
 fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
     check(&[
         (
@@ -72,7 +87,6 @@ fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
         ),
         ("[sockets.host]\ngroup = \"nobody-knows\"", 2, "sockets.host.group", "no group", "number"),
         ("[agent]\nlog = \"${NOT_SET}\"", 2, "agent.log", "needs the variable NOT_SET", "$${"),
-        ("[audit]\noutput = \"file\"", 2, "audit.output", "not an absolute path", "\"stdout\""),
         (
             "[policy]\ncedar_file = \"/missing\"",
             2,
@@ -325,4 +339,24 @@ fn a_bad_source_is_named() {
     }
     let two = format!("{VAULT}[sources.local]\nkind = \"local\"\nfile = \"/x\"\n");
     assert_eq!(parse(&two).unwrap_err()[0].message, "several sources and none is the default");
+}
+
+#[test]
+fn a_port_for_metrics_is_an_address_and_a_number() {
+    check(&[
+        (
+            "[sockets.metrics]\nport = 70000",
+            2,
+            "sockets.metrics.port",
+            "at most 65535",
+            "another port",
+        ),
+        (
+            "[sockets.metrics]\naddress = \"localhost\"",
+            2,
+            "sockets.metrics.address",
+            "is refused",
+            "IP address",
+        ),
+    ]);
 }

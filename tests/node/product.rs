@@ -2,7 +2,7 @@
 //! Vault beside them, and the pods that use it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use crate::support::kubernetes::NODE;
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{Node, SOON};
-use crate::support::process::eventually;
 use crate::support::shared::{AGENT, NAMESPACE, node};
 use crate::support::testbed::Testbed;
 
@@ -48,30 +47,36 @@ mounter_socket = "/run/secrets-broker/mounter/mounter.sock"
 retire_grace = "2s"
 "#;
 
-/// The installed product with its Vault. One per test binary, as on a node.
+/// The installed product with its Vault.
 pub struct Product {
-    pub node: Arc<Node>,
     pub bed: Testbed,
 }
 
-/// Held while a test uses the product: there is one driver on the node.
-pub static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// The product on this test binary's node; the node's end takes it away.
+pub fn product() -> &'static Product {
+    static PRODUCT: LazyLock<Product> = LazyLock::new(Product::install);
+    &PRODUCT
+}
 
 impl Product {
-    /// Installs it, with `more` in the agent's configuration, and waits until the kubelet knows the
-    /// driver.
-    pub fn install(more: &str) -> Product {
+    /// Installs it and waits until the kubelet knows the driver.
+    fn install() -> Product {
         let node = node();
         let bed = Testbed::start_beside(&node);
         bed.vault.write("sys/policies/acl/pods", json!({ "policy": POD_POLICY }));
-        let product = Product { node, bed };
+        let product = Product { bed };
         product.let_in("shop", "web");
-        let image = product.node.image("secrets-broker", &Self::program());
-        for object in product.objects(&image, more) {
-            product.node.apply(&object);
+        let image = node.image("secrets-broker", &Self::program());
+        for object in product.objects(&image) {
+            node.apply(&object);
         }
         product.wait_until_registered();
         product
+    }
+
+    /// Never held for longer than a call: the node ends when its last user lets go of it.
+    fn node(&self) -> Arc<Node> {
+        node()
     }
 
     fn program() -> Vec<File> {
@@ -94,8 +99,8 @@ impl Product {
 
     /// Makes a namespace with a service account in it.
     pub fn account(&self, namespace: &str, account: &str) {
-        self.node.create_namespace(namespace);
-        self.node.apply(&json!({
+        self.node().create_namespace(namespace);
+        self.node().apply(&json!({
             "apiVersion": "v1",
             "kind": "ServiceAccount",
             "metadata": { "namespace": namespace, "name": account },
@@ -105,7 +110,7 @@ impl Product {
     /// The kubelet lists the driver on the node's CSINode.
     pub fn wait_until_registered(&self) {
         let registered = || {
-            let csinode = self.node.get(&format!("apis/storage.k8s.io/v1/csinodes/{NODE}"));
+            let csinode = self.node().get(&format!("apis/storage.k8s.io/v1/csinodes/{NODE}"));
             let csinode = csinode.unwrap_or_default();
             let drivers = csinode["spec"]["drivers"].as_array();
             drivers.into_iter().flatten().any(|driver| driver["name"] == DRIVER)
@@ -128,7 +133,7 @@ impl Product {
     }
 
     fn pods(&self) -> Vec<String> {
-        let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
+        let pods = self.node().get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
         let ours = |pod: &&Value| {
             pod["metadata"]["labels"]["app"] == "secrets-broker"
                 && pod["metadata"]["deletionTimestamp"].is_null()
@@ -140,7 +145,7 @@ impl Product {
     /// `secrets-broker status -o json` as `kubectl exec` would run it.
     pub fn status(&self) -> Value {
         let command = ["secrets-broker", "status", "-o", "json"];
-        let output = self.node.exec(NAMESPACE, &self.pod_name(), "agent", &command);
+        let output = self.node().exec(NAMESPACE, &self.pod_name(), "agent", &command);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         serde_json::from_str(&text).unwrap_or_else(|error| {
             panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
@@ -149,7 +154,7 @@ impl Product {
 
     /// The last of the kubelet's log lines with this word.
     fn kubelet_says(&self, word: &str) -> String {
-        let log = self.node.kubelet_log();
+        let log = self.node().kubelet_log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(word)).collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
@@ -157,7 +162,7 @@ impl Product {
     /// What both containers have logged.
     pub fn log(&self) -> String {
         let Some(pod) = self.pods().into_iter().next() else { return String::new() };
-        ["agent", "mounter"].map(|name| self.node.pod_log(NAMESPACE, &pod, name)).concat()
+        ["agent", "mounter"].map(|name| self.node().pod_log(NAMESPACE, &pod, name)).concat()
     }
 
     /// Logins and reads that reached Vault, from its audit log.
@@ -165,22 +170,11 @@ impl Product {
         self.bed.vault.audit_requests(path, operation)
     }
 
-    /// Takes everything away again.
-    pub fn remove(self) {
-        self.node.delete(&format!("apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/secrets-broker"));
-        eventually(SOON, "its pods are gone", || {
-            let pods = self.node.get(&format!("api/v1/namespaces/{NAMESPACE}/pods"));
-            pods.is_none_or(|pods| pods["items"].as_array().is_none_or(Vec::is_empty))
-        });
-        self.node.delete(&format!("apis/storage.k8s.io/v1/csidrivers/{DRIVER}"));
-    }
-
-    fn objects(&self, image: &str, more: &str) -> Vec<Value> {
-        let kubelet = self.node.kubelet_root();
+    fn objects(&self, image: &str) -> Vec<Value> {
+        let kubelet = self.node().kubelet_root();
         let kubelet = kubelet.to_str().expect("a readable path");
-        let config = CONFIG
-            .replace("{vault}", &self.bed.vault.address)
-            .replace("{kubelet}", kubelet);
+        let config =
+            CONFIG.replace("{vault}", &self.bed.vault.address).replace("{kubelet}", kubelet);
         let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
@@ -212,17 +206,13 @@ impl Product {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": { "namespace": NAMESPACE, "name": "secrets-broker" },
-            "data": { "config.toml": format!("{config}{more}") },
+            "data": { "config.toml": config },
         });
         vec![binding, driver, map, Self::daemon_set(image, kubelet)]
     }
 
     fn daemon_set(image: &str, kubelet: &str) -> Value {
         let labels = json!({ "app": "secrets-broker" });
-        let host = |name: &str, path: &str| {
-            json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } })
-        };
-        let at = |name: &str, path: &str| json!({ "name": name, "mountPath": path });
         let plugins = format!("{kubelet}/plugins/{DRIVER}");
         let registry = format!("{kubelet}/plugins_registry");
         let token = json!({ "audience": "vault", "expirationSeconds": 3600, "path": "token" });
@@ -291,6 +281,16 @@ impl Product {
             },
         })
     }
+}
+
+/// A directory of the node's.
+fn host(name: &str, path: &str) -> Value {
+    json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } })
+}
+
+/// Where a container has a volume.
+fn at(name: &str, path: &str) -> Value {
+    json!({ "name": name, "mountPath": path })
 }
 
 /// A pod of one container `main` with a volume at `/secrets`.

@@ -1,6 +1,7 @@
 //! The broker itself as a child process: a configuration in, its sockets and volumes to ask.
 #![allow(dead_code, reason = "every user compiles this and uses a part of it")]
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -52,16 +53,22 @@ impl Agent {
 
     /// Starts the agent without waiting.
     pub fn launch(dir: &Path, config: &str) -> Agent {
+        Agent::launch_with(dir, config, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn launch_with(dir: &Path, config: &str, variables: &[(&str, &OsStr)]) -> Agent {
         let file = dir.join("broker.toml");
         fs::write(&file, config.replace("{dir}", dir.to_str().expect("a readable path")))
             .expect("write the configuration");
         let mut command = Command::new(env!("CARGO_BIN_EXE_secrets-broker"));
-        command.arg("run").arg("--config").arg(&file);
+        command.arg("run").arg("--config").arg(&file).envs(variables.iter().copied());
         let process = Process::spawn("agent", &command, dir);
         Agent { process, dir: dir.to_owned() }
     }
 
-    fn wait_ready(mut self) -> Agent {
+    /// Waits until the agent says that it can serve.
+    pub fn wait_ready(mut self) -> Agent {
         let socket = self.operator_socket();
         let ready = || {
             request(&socket, "GET", "/agent/v1/health/ready", None).is_ok_and(|a| a.status == 200)

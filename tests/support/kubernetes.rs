@@ -195,6 +195,23 @@ impl Kubernetes {
         self.create("apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
     }
 
+    /// Has the API server judge an object as if it were created, unknown fields included.
+    pub fn dry_run(&self, object: &Value) {
+        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+        let version = text("/apiVersion").expect("apiVersion");
+        let kind = text("/kind").expect("kind").to_lowercase();
+        let plural = match kind.strip_suffix('y') {
+            Some(stem) => format!("{stem}ies"),
+            None if kind.ends_with('s') => format!("{kind}es"),
+            None => format!("{kind}s"),
+        };
+        let group = if version.contains('/') { "apis" } else { "api" };
+        let namespace = text("/metadata/namespace");
+        let namespace = namespace.map_or(String::new(), |name| format!("namespaces/{name}/"));
+        let query = "dryRun=All&fieldValidation=Strict";
+        self.create(&format!("{group}/{version}/{namespace}{plural}?{query}"), object.clone());
+    }
+
     fn create(&self, path: &str, body: Value) -> Value {
         self.request("POST", path, Some(body))
     }

@@ -3,8 +3,8 @@
 //!
 //! `Testbed::start` gives a test a Vault of its own, set up as an operator would set it up for the
 //! broker. PostgreSQL and the Kubernetes API are slower to start, so the tests of one binary share
-//! them; each testbed's database roles carry its own prefix. `shared::node` is a node with pods, and
-//! `Testbed::start_beside` a Vault that knows it. Nothing is installed or built here:
+//! them; each testbed's database roles carry its own prefix. `shared::node` is a node with pods,
+//! and `Testbed::start_beside` a Vault that knows it. Nothing is installed or built here:
 //! `tests/run` does that and says where the programs are.
 #![allow(dead_code, reason = "every test binary compiles this and uses a part of it")]
 
@@ -23,7 +23,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 /// A program that `tests/servers/build` made.
-fn server_program(name: &str) -> PathBuf {
+pub fn server_program(name: &str) -> PathBuf {
     const VARIABLE: &str = "SECRETS_BROKER_TEST_SERVERS";
     let dir = env::var_os(VARIABLE).unwrap_or_else(|| {
         panic!(

@@ -7,7 +7,16 @@ use crate::tree::SourceFile;
 const LAYERS: [&[&str]; 11] = [
     &["domain"],
     &["sys"],
-    &["clock", "telemetry", "shutdown", "encryption", "hardening", "mountinfo", "watch"],
+    &[
+        "clock",
+        "telemetry",
+        "service_manager",
+        "shutdown",
+        "encryption",
+        "hardening",
+        "mountinfo",
+        "watch",
+    ],
     &["identity", "mounter", "source"],
     &["policy"],
     &["audit"],

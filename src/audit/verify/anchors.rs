@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::VerifyError;
 use crate::audit::chain::LineHash;
@@ -42,6 +43,8 @@ struct Checkpoint<'a> {
     instance: &'a str,
     seq: u64,
     hash: &'a str,
+    /// A line of the log itself, which cannot vouch for itself.
+    prev: Option<IgnoredAny>,
 }
 
 /// What checkpoints say of a record.
@@ -69,6 +72,7 @@ impl Anchors {
     fn take(&mut self, line: &str) {
         let json = serde_json::from_str(line).ok();
         let checkpoint: Option<Checkpoint<'_>> = json.or_else(|| from_text(line));
+        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.prev.is_none());
         let hash = checkpoint.as_ref().and_then(|c| LineHash::from_hex(c.hash.as_bytes()));
         let (Some(checkpoint), Some(hash)) = (checkpoint, hash) else {
             self.others += u64::from(!line.trim().is_empty());
@@ -128,6 +132,7 @@ fn from_text(line: &str) -> Option<Checkpoint<'_>> {
         instance: field("instance")?,
         seq: field("seq")?.parse().ok()?,
         hash: field("hash")?,
+        prev: None,
     })
 }
 
@@ -139,19 +144,22 @@ mod tests {
     fn checkpoints_are_found_in_all_the_forms_they_are_kept_in() {
         let hash = LineHash::genesis("a");
         let mut anchors = Anchors::default();
+        let (json, level) = (r#""instance":"a","seq":"#, r#""level":"INFO","#);
+        let at = |second| format!("2027-01-15T08:00:0{second}.000000Z");
         for line in [
-            format!(r#"{{"time":"2027-01-15T08:00:01.000000Z","instance":"a","seq":1,"hash":"{hash}"}}"#),
-            format!(r#"{{"timestamp":"2027-01-15T08:00:02.000000Z","level":"INFO","message":"audit checkpoint","instance":"a","seq":2,"hash":"{hash}"}}"#),
-            format!("2027-01-15T08:00:03.000000Z  INFO audit checkpoint instance=a seq=3 hash={hash}"),
-            "2027-01-15T08:00:00.000000Z  INFO something else".to_owned(),
-            r#"{"time":"2027","instance":"a","seq":4,"ha"#.to_owned(),
+            format!(r#"{{"time":"{}",{json}1,"hash":"{hash}"}}"#, at(1)),
+            format!(r#"{{"timestamp":"{}",{level}{json}2,"hash":"{hash}"}}"#, at(2)),
+            format!("{}  INFO audit checkpoint instance=a seq=3 hash={hash}", at(3)),
+            format!("{}  INFO something else", at(0)),
+            format!(r#"{{"time":"{}",{json}4,"ha"#, at(0)),
+            format!(r#"{{"time":"{}",{json}5,"prev":"{hash}","hash":"{hash}"}}"#, at(0)),
         ] {
             anchors.take(&line);
         }
-        assert_eq!(anchors.others, 2);
-        assert_eq!(anchors.since.as_deref(), Some("2027-01-15T08:00:01.000000Z"));
+        assert_eq!(anchors.others, 3);
+        assert_eq!(anchors.since, Some(at(1)));
         let anchored = anchors.of("a").unwrap();
-        assert_eq!((anchored.last_seq(), anchored.until.as_str()), (3, "2027-01-15T08:00:03.000000Z"));
+        assert_eq!((anchored.last_seq(), anchored.until.clone()), (3, at(3)));
         for seq in 1..=3 {
             assert_eq!(anchored.judge(seq, hash), Verdict::Fits);
             assert_eq!(anchored.judge(seq, LineHash::genesis("b")), Verdict::Contradicts);

@@ -1,4 +1,4 @@
-//! What one pass over the files leaves: runs of lines that follow each other, and what is no record.
+//! What one pass over the files leaves: runs of lines that follow each other, and what is none.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};

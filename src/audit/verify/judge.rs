@@ -1,5 +1,7 @@
-//! From runs to a verdict: pure. The first trouble of an instance is the one with the lowest number.
+//! From runs to a verdict: pure. An instance's first trouble is the one with the lowest number.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::anchors::{Anchors, Verdict};
@@ -46,8 +48,7 @@ struct Expected<'r> {
 
 impl Case<'_> {
     fn instance(&self, name: &str, instance: &Instance) -> Option<InstanceReport> {
-        let mut runs: Vec<&Run> = instance.runs.iter().collect();
-        runs.sort_by_key(|run| (run.first_seq, run.first));
+        let (runs, strays) = in_order(name, instance);
         let first = *runs.first()?;
         let last = *runs.iter().max_by_key(|run| run.last_seq)?;
         let broken = self.broken_link(name, &runs);
@@ -58,9 +59,9 @@ impl Case<'_> {
                 let detail = "its place is elsewhere";
                 self.trouble(Kind::Reordered, name, run.first_seq, run.first, detail)
             }),
-            self.contradiction(name, instance),
-            if broken.is_none() { self.left_over(name, last) } else { None },
+            if broken.is_none() { self.left_over(name, last, &strays) } else { None },
             broken,
+            self.contradiction(name, instance, &runs[..linked]),
             self.end(name, last),
         ];
         // Of several with the same number the closest look comes first.
@@ -161,9 +162,8 @@ impl Case<'_> {
 
     /// A piece that is no record and stands for the expected one: by what it says, or by its place.
     fn altered_between(&self, name: &str, expected: &Expected<'_>, run: &Run) -> Option<Place> {
-        let says = |bad: &Bad| {
-            bad.instance.as_deref() == Some(name) && bad.seq == Some(expected.seq)
-        };
+        let says =
+            |bad: &Bad| bad.instance.as_deref() == Some(name) && bad.seq == Some(expected.seq);
         let between = |place: &Place| match expected.after {
             Some(before) if before.last.file == run.first.file => {
                 before.last < *place && *place < run.first
@@ -174,9 +174,14 @@ impl Case<'_> {
             }
             None => run.first.file == place.file && *place < run.first,
         };
+        // It says that it is another one of those that could be here.
         let anothers = |bad: &Bad| {
             let instances = &self.evidence.instances;
-            bad.instance.as_ref().is_some_and(|of| of != name && instances.contains_key(of))
+            let missing = expected.seq..run.first_seq;
+            bad.instance.as_ref().is_some_and(|of| {
+                let own = of == name && bad.seq.is_some_and(|seq| missing.contains(&seq));
+                own || of != name && instances.contains_key(of)
+            })
         };
         let all = || self.evidence.bad.iter();
         let found = all()
@@ -185,9 +190,12 @@ impl Case<'_> {
         found.map(|(place, _)| *place)
     }
 
-    /// A checkpoint says something else than the chain.
-    fn contradiction(&self, name: &str, instance: &Instance) -> Option<Trouble> {
+    /// A checkpoint says something else than the chain, as far as there is one.
+    fn contradiction(&self, name: &str, instance: &Instance, linked: &[&Run]) -> Option<Trouble> {
         let (seq, place) = instance.contradicted?;
+        let within =
+            |run: &&Run| run.first.file == place.file && run.first <= place && place <= run.last;
+        linked.iter().copied().find(within)?;
         let since = match instance.anchored.filter(|fits| *fits < seq) {
             Some(fits) => format!("record {fits} still fits: something after it was rewritten"),
             None => "it or something before it was rewritten".to_owned(),
@@ -197,13 +205,16 @@ impl Case<'_> {
     }
 
     /// An altered record that left no gap: the last one, or one that was added.
-    fn left_over(&self, name: &str, last: &Run) -> Option<Trouble> {
+    fn left_over(&self, name: &str, last: &Run, strays: &[&Run]) -> Option<Trouble> {
+        if let Some(stray) = strays.first() {
+            let detail = "its number does not follow that of the record it names";
+            return Some(self.trouble(Kind::Altered, name, stray.first_seq, stray.first, detail));
+        }
         let bad = self.evidence.bad.iter().filter(|(_, bad)| {
             bad.class == Class::Altered && bad.instance.as_deref() == Some(name)
         });
         let (place, bad) = bad.min_by_key(|(_, bad)| bad.seq)?;
-        let is_last = place.file == last.last.file && *place > last.last;
-        let seq = bad.seq.filter(|_| !is_last).unwrap_or(last.last_seq + 1);
+        let seq = bad.seq.filter(|_| !follows(place, last)).unwrap_or(last.last_seq + 1);
         Some(self.trouble(Kind::Altered, name, seq, *place, "its hash does not fit"))
     }
 
@@ -212,16 +223,27 @@ impl Case<'_> {
         let anchors = self.anchors?;
         let Some(anchored) = anchors.of(name) else {
             let since = anchors.since.as_deref().unwrap_or_default();
-            let detail = format!("no checkpoint knows this instance, and there are some from {since}");
+            let detail =
+                format!("no checkpoint knows this instance, and there are some from {since}");
             let known = last.last_time.as_str() < since;
             return (!known)
                 .then(|| self.trouble(Kind::Unanchored, name, last.last_seq, last.last, detail));
         };
         let covered = anchored.last_seq();
-        (covered > last.last_seq).then(|| {
-            let detail = format!("records up to {covered} were there; the line shown is the last");
-            self.trouble(Kind::Truncated, name, last.last_seq + 1, last.last, detail)
-        })
+        if covered <= last.last_seq {
+            return None;
+        }
+        let seq = last.last_seq + 1;
+        let nobodys = |place: &Place, bad: &Bad| {
+            let known = bad.instance.as_ref().and_then(|of| self.evidence.instances.get(of));
+            bad.class == Class::Altered && known.is_none() && follows(place, last)
+        };
+        if let Some((place, _)) = self.evidence.bad.iter().find(|(place, bad)| nobodys(place, bad))
+        {
+            return Some(self.trouble(Kind::Altered, name, seq, *place, "its hash does not fit"));
+        }
+        let detail = format!("records up to {covered} were there; the line shown is the last");
+        Some(self.trouble(Kind::Truncated, name, seq, last.last, detail))
     }
 
     /// Altered pieces of which not even the instance can be told.
@@ -300,4 +322,23 @@ impl Case<'_> {
             detail: detail.into(),
         }
     }
+}
+
+/// Whether something stands after the last record, in its file.
+fn follows(place: &Place, last: &Run) -> bool {
+    place.file == last.last.file && *place > last.last
+}
+
+/// An instance's runs by number, and beside them those whose number is not the one after the record
+/// they name. Of two that begin alike the longer one is taken for the right one.
+fn in_order<'i>(name: &str, instance: &'i Instance) -> (Vec<&'i Run>, Vec<&'i Run>) {
+    let ends = instance.runs.iter().map(|run| (run.last_hash, run.last_seq.saturating_add(1)));
+    let expected: HashMap<LineHash, u64> = ends.chain([(LineHash::genesis(name), 1)]).collect();
+    let follows = |run: &&Run| expected.get(&run.first_prev).is_none_or(|s| *s == run.first_seq);
+    let (mut runs, mut strays): (Vec<&Run>, Vec<&Run>) = instance.runs.iter().partition(follows);
+    if runs.is_empty() {
+        std::mem::swap(&mut runs, &mut strays);
+    }
+    runs.sort_by_key(|run| (run.first_seq, Reverse(run.records()), run.first));
+    (runs, strays)
 }

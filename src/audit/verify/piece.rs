@@ -113,10 +113,10 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option
 
 /// A line, cut where records begin.
 fn parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let begins = line.windows(BEGIN.len()).enumerate();
-    let begins = begins.filter(|(_, window)| *window == BEGIN).map(|(at, _)| at);
+    let braces = line.iter().enumerate().skip(1).filter(|(_, byte)| **byte == BEGIN[0]);
+    let begins = braces.map(|(at, _)| at).filter(|at| line[*at..].starts_with(BEGIN));
     let mut from = 0;
-    let mut cuts = begins.filter(|at| *at > 0).chain([line.len()]);
+    let mut cuts = begins.chain([line.len()]);
     std::iter::from_fn(move || {
         let to = cuts.next()?;
         let part = &line[from..to];

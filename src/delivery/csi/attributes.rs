@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::delivery::files::{
-    FileOwnership, ItemConfig, ItemContent, ItemText, check_names,
-};
+use crate::delivery::files::{FileOwnership, ItemConfig, ItemContent, ItemText, check_names};
 use crate::domain::{SourceName, VaultRole};
 
 /// What the kubelet adds to the attributes, beside the tenant's own.
@@ -19,8 +17,7 @@ const ITEMS_BYTES_MAX: usize = 64 * 1024;
 /// Items of one volume.
 const ITEMS_MAX: usize = 128;
 /// The names a tenant may use.
-const KNOWN: [&str; 8] =
-    ["secret", "path", "format", "items", "owner", "group", "mode", "role"];
+const KNOWN: [&str; 8] = ["secret", "path", "format", "items", "owner", "group", "mode", "role"];
 /// Set-user-id and its like are not for secrets.
 const MODE_MAX: u32 = 0o777;
 /// Mode of files whose group is the pod's `fsGroup`.
@@ -67,9 +64,7 @@ struct WrittenItem {
 
 impl Attributes {
     /// Parses; every problem says which attribute and what to do.
-    pub fn parse<'a>(
-        all: impl Iterator<Item = (&'a str, &'a str)>,
-    ) -> Result<Self, Vec<String>> {
+    pub fn parse<'a>(all: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let mut own = BTreeMap::new();
         for (name, value) in all.filter(|(name, _)| !name.starts_with(KUBELET_PREFIX)) {

@@ -1,7 +1,7 @@
 //! The kubelet's two sockets: registration, found by the kubelet, and the driver's own.
 //!
-//! Both lie in directories that only root may enter. A caller must be root, too; whatever it is, its
-//! calls are believed only through the pod's token in them.
+//! Both lie in directories that only root may enter. A caller must be root, too; whatever it is,
+//! its calls are believed only through the pod's token in them.
 
 use std::io;
 
@@ -44,11 +44,7 @@ fn builder() -> Server {
     Server::builder().concurrency_limit_per_connection(CALLS_MAX)
 }
 
-async fn run(
-    router: Router,
-    socket: &BoundSocket,
-    work: &CancellationToken,
-) -> anyhow::Result<()> {
+async fn run(router: Router, socket: &BoundSocket, work: &CancellationToken) -> anyhow::Result<()> {
     router
         .serve_with_incoming_shutdown(incoming(socket), work.clone().cancelled_owned())
         .await

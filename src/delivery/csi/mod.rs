@@ -2,7 +2,8 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`attributes`], [`request`], [`roles`] | pure: what a manifest may say, and a publish call, read |
+//! | [`attributes`], [`request`] | pure: what a manifest may say, and a publish call, read |
+//! | [`roles`] | pure: which Vault roles a pod may choose |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
@@ -35,7 +36,13 @@ mod volume;
 mod volumes;
 
 /// The messages and services of the kubelet's protocols.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated from src/delivery/csi/proto")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from src/delivery/csi/proto"
+)]
 mod proto {
     pub(crate) mod csi {
         tonic::include_proto!("csi.v1");
@@ -89,8 +96,8 @@ impl CsiConfig {
     /// The socket that the kubelet finds the driver by.
     ///
     /// The kubelet's gRPC client sends this path, percent-encoded, as `:authority`, which HTTP/2
-    /// servers refuse (kubernetes#109081, hyperium/h2#487). Percent signs are allowed before an `@`,
-    /// and the client leaves that as it is: with it in the name, the authority is one.
+    /// servers refuse (kubernetes#109081, hyperium/h2#487). Percent signs are allowed before an
+    /// `@`, and the client leaves that as it is: with it in the name, the authority is one.
     pub fn registration_socket(&self) -> PathBuf {
         let name = format!("{}@reg.sock", self.driver);
         [self.kubelet_root.as_str(), "plugins_registry", &name].iter().collect()

@@ -150,7 +150,10 @@ fn mismatch() -> io::Error {
 
 fn read(path: &Path) -> io::Result<VolumeRecord> {
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(fs::File::open(path)?, RECORD_BYTES_MAX), &mut bytes)?;
+    io::Read::read_to_end(
+        &mut io::Read::take(fs::File::open(path)?, RECORD_BYTES_MAX),
+        &mut bytes,
+    )?;
     VolumeRecord::from_json(&bytes)
 }
 

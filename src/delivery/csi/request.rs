@@ -147,10 +147,7 @@ fn named<T: FromStr<Err: std::fmt::Display>>(
     }
 }
 
-fn noted<T, E: std::fmt::Display>(
-    result: Result<T, E>,
-    problems: &mut Vec<String>,
-) -> Option<T> {
+fn noted<T, E: std::fmt::Display>(result: Result<T, E>, problems: &mut Vec<String>) -> Option<T> {
     result.map_err(|error| problems.push(error.to_string())).ok()
 }
 

@@ -14,10 +14,7 @@ fn mount(group: &str) -> Option<VolumeCapability> {
         volume_mount_group: group.to_owned(),
         ..Default::default()
     };
-    Some(VolumeCapability {
-        access_type: Some(AccessType::Mount(mount)),
-        ..Default::default()
-    })
+    Some(VolumeCapability { access_type: Some(AccessType::Mount(mount)), ..Default::default() })
 }
 
 fn request() -> NodePublishVolumeRequest {
@@ -29,12 +26,11 @@ fn request() -> NodePublishVolumeRequest {
         (EPHEMERAL, "true"),
         ("secret", "secret/shop/web#token"),
     ];
-    let tokens = r#"{"vault":{"token":"canary.token.x","expirationTimestamp":"2030-01-01T00:00:00Z"}}"#;
+    let tokens =
+        r#"{"vault":{"token":"canary.token.x","expirationTimestamp":"2030-01-01T00:00:00Z"}}"#;
     NodePublishVolumeRequest {
         volume_id: "csi-1".to_owned(),
-        target_path: format!(
-            "/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/secrets/mount"
-        ),
+        target_path: format!("/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/secrets/mount"),
         volume_capability: mount(""),
         readonly: true,
         secrets: HashMap::from([(TOKENS.to_owned(), tokens.to_owned())]),
@@ -81,10 +77,23 @@ fn each_thing_that_is_wrong_is_named() {
         (|r| r.target_path = r.target_path.replace("8e3a", "9e3a"), "another pod's"),
         (|r| drop(r.volume_context.remove(EPHEMERAL)), "ephemeral"),
         (|r| drop(r.volume_context.remove("csi.storage.k8s.io/pod.uid")), "podInfoOnMount"),
-        (|r| r.volume_context.insert("csi.storage.k8s.io/pod.name".into(), "../x".into()).map_or((), drop), "pod.name"),
+        (
+            |r| {
+                r.volume_context
+                    .insert("csi.storage.k8s.io/pod.name".into(), "../x".into())
+                    .map_or((), drop)
+            },
+            "pod.name",
+        ),
         (|r| r.secrets.clear(), "tokenRequests"),
-        (|r| drop(r.secrets.insert(TOKENS.into(), "{\"other\":{\"token\":\"canary\"}}".into())), "'vault'"),
-        (|r| drop(r.volume_context.insert("vaultAddress".into(), "http://x".into())), "vaultAddress"),
+        (
+            |r| drop(r.secrets.insert(TOKENS.into(), "{\"other\":{\"token\":\"canary\"}}".into())),
+            "'vault'",
+        ),
+        (
+            |r| drop(r.volume_context.insert("vaultAddress".into(), "http://x".into())),
+            "vaultAddress",
+        ),
     ];
     let mut all = request();
     for (change, part) in changes {

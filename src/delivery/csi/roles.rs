@@ -4,14 +4,17 @@ use std::str::FromStr;
 
 use crate::domain::{ServiceAccount, VaultRole};
 
-/// A pattern over role names: `*` is any run of characters, `{namespace}` and `{serviceaccount}` are
-/// the pod's own names.
+/// A pattern over role names: `*` is any run of characters, `{namespace}` and `{serviceaccount}`
+/// are the pod's own names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantRole(String);
 
 /// Why a pattern was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no pattern over role names: write letters, digits, '-', '_', '.', '*', {{namespace}} and {{serviceaccount}}")]
+#[error(
+    "is no pattern over role names: write letters, digits, '-', '_', '.', '*', {{namespace}} and \
+     {{serviceaccount}}"
+)]
 pub struct TenantRoleError;
 
 impl FromStr for TenantRole {
@@ -73,7 +76,11 @@ mod tests {
             ("reader", "reader", true),
         ] {
             let parsed: TenantRole = pattern.parse().unwrap();
-            assert_eq!(parsed.permits(&role.parse().unwrap(), &account), permitted, "{pattern} {role}");
+            assert_eq!(
+                parsed.permits(&role.parse().unwrap(), &account),
+                permitted,
+                "{pattern} {role}"
+            );
         }
         for bad in ["", "a/b", "{pod}", "a b"] {
             assert!(bad.parse::<TenantRole>().is_err(), "{bad}");

@@ -48,8 +48,7 @@ impl Driver {
         patience: Duration,
     ) -> Result<(), CsiError> {
         let CsiConfig { kubelet_root, audience, .. } = &*self.config;
-        let publish =
-            Publish::read(request, kubelet_root, audience).map_err(CsiError::Invalid)?;
+        let publish = Publish::read(request, kubelet_root, audience).map_err(CsiError::Invalid)?;
         let claims = self.verifier.verify(&publish.token, SystemTime::now()).await?;
         claims.matches(&publish.pod)?;
         self.volumes.publish(publish, claims, patience).await
@@ -98,7 +97,8 @@ impl Node for Driver {
                 let status = Status::from(error);
                 tracing::warn!(
                     target_path = request.target_path.escape_debug().to_string(),
-                    error = status.message(), "a volume was not published"
+                    error = status.message(),
+                    "a volume was not published"
                 );
                 Err(status)
             }
@@ -122,7 +122,8 @@ impl Node for Driver {
         _: Request<csi::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<csi::NodeGetCapabilitiesResponse>, Status> {
         // The kubelet then passes the pod's fsGroup on instead of changing owners itself.
-        let mount_group = node_service_capability::Rpc { r#type: rpc::Type::VolumeMountGroup.into() };
+        let mount_group =
+            node_service_capability::Rpc { r#type: rpc::Type::VolumeMountGroup.into() };
         let capability = csi::NodeServiceCapability {
             r#type: Some(node_service_capability::Type::Rpc(mount_group)),
         };

@@ -75,7 +75,7 @@ impl Volume {
             tokio::select! {
                 () = work.cancelled() => break,
                 Some(ended) = ended(keeping) => {
-                    tracing::error!(volume = %self.key, ended, "a volume is no longer kept current");
+                    tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                 }
                 command = commands.recv() => match command {
                     None => break,
@@ -296,7 +296,8 @@ impl Volume {
     }
 
     async fn write_record(&self, record: &VolumeRecord) -> Result<(), CsiError> {
-        let (records, key, record) = (self.shared.records.clone(), self.key.clone(), record.clone());
+        let (records, key, record) =
+            (self.shared.records.clone(), self.key.clone(), record.clone());
         let writing = move || records.write(&key, &record);
         let written = tokio::task::spawn_blocking(writing).await;
         written.map_err(|_| CsiError::Stopping)?.map_err(CsiError::Record)

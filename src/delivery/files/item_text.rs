@@ -120,7 +120,8 @@ impl ItemText {
 
     fn file(&self) -> Result<Option<FileName>, ItemTextError> {
         let parse = |text: &String| {
-            text.parse().map_err(|error| ItemTextError::Path(text.escape_debug().to_string(), error))
+            text.parse()
+                .map_err(|error| ItemTextError::Path(text.escape_debug().to_string(), error))
         };
         self.path.as_ref().map(parse).transpose()
     }

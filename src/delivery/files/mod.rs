@@ -56,7 +56,8 @@ pub mod wipe;
 mod testing;
 
 pub use config::{
-    Backing, DeclaredVolume, FileOwnership, ItemConfig, ItemContent, OnProblem, VolumeConfig, check_names,
+    Backing, DeclaredVolume, FileOwnership, ItemConfig, ItemContent, OnProblem, VolumeConfig,
+    check_names,
 };
 pub use format::Format;
 pub use item_text::{ItemText, ItemTextError};

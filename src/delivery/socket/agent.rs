@@ -14,9 +14,9 @@ use super::request::{AgentRoute, Refusal};
 use super::routes::{Connection, over_budget};
 use super::transport::Answer;
 use super::{answer, metrics};
-use crate::broker::ResolveError;
+use crate::broker::{Broker, ResolveError};
 use crate::clock::BootInstant;
-use crate::domain::{LocalLeaseId, LoginIdentity, PathKind, SecretRef, Spelling};
+use crate::domain::{ConsumerId, LocalLeaseId, LoginIdentity, PathKind, SecretRef, Spelling};
 use crate::identity::{Identity, Listener};
 
 /// How long an event request waits for a change.
@@ -91,14 +91,10 @@ impl Connection {
         }
     }
 
-    /// Alive means that the broker's task answers at all. The question is its cheapest one; that
-    /// there is no such lease, or that it is busy, is an answer.
     async fn live(&self) -> Result<Value, Refusal> {
-        let consumer = self.caller.identity.consumer().clone();
-        let answer = self.deps.broker.lookup_local(consumer, LocalLeaseId::from_client(""));
-        match tokio::time::timeout(LIVE_TIMEOUT, answer).await {
-            Ok(_) => Ok(json!({ "live": true })),
-            Err(_) => Err(Refusal::unavailable("the broker does not answer", 1)),
+        match answers(&self.deps.broker).await {
+            true => Ok(json!({ "live": true })),
+            false => Err(Refusal::unavailable("the broker does not answer", 1)),
         }
     }
 
@@ -160,6 +156,13 @@ impl Connection {
         let now = *changes.borrow();
         Ok(json!({ "change": now }))
     }
+}
+
+/// Whether the broker's task answers at all, within two seconds. The question is its cheapest one;
+/// that there is no such lease, or that it is busy, is an answer.
+pub async fn answers(broker: &Broker) -> bool {
+    let answer = broker.lookup_local(ConsumerId::host_user(0), LocalLeaseId::from_client(""));
+    tokio::time::timeout(LIVE_TIMEOUT, answer).await.is_ok()
 }
 
 /// Asking about somebody else is for operators.

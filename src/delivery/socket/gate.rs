@@ -84,9 +84,8 @@ mod tests {
             .await;
         });
         for _ in 0..100 {
-            let pending = std::future::poll_fn(|cx| {
-                Poll::Ready(Pin::new(&mut gated).poll(cx).is_pending())
-            });
+            let pending =
+                std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut gated).poll(cx).is_pending()));
             assert!(pending.await);
         }
         assert_eq!(polls.load(Ordering::Relaxed), 1);

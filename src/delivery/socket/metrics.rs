@@ -17,6 +17,9 @@ use crate::telemetry::Metrics;
 /// What the text is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// All is well; some secret has a problem; the volume has an alarm; nothing is published yet.
+const POD_VOLUME_STATES: [&str; 4] = ["current", "problem", "alarm", "waiting"];
+
 type Labelled = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
 
 /// Everything there is to measure, as OpenMetrics text. No path, consumer or id is a label.
@@ -127,15 +130,40 @@ fn register_limits(registry: &mut Registry, limits: &[LimitReport]) {
 }
 
 fn register_volumes(registry: &mut Registry, volumes: &[VolumeStatus]) {
-    let (alarm, problems) = (Labelled::default(), Labelled::default());
+    let (alarm, problems, pods) = (Labelled::default(), Labelled::default(), Labelled::default());
+    for state in POD_VOLUME_STATES {
+        set(&pods, [("state", state.to_owned())], 0.0);
+    }
     for volume in volumes {
+        let failing = volume.items.iter().filter(|item| item.problem.is_some()).count();
+        if volume.name.is_of_pod() {
+            // Pods come and go, and each name would be a series for good.
+            let state = pod_volume_state(volume, failing);
+            pods.get_or_create(&vec![("state", state.to_owned())]).inc();
+            continue;
+        }
         let label = || [("volume", volume.name.to_string())];
         set(&alarm, label(), f64::from(u8::from(volume.alarm.is_some())));
-        let failing = volume.items.iter().filter(|item| item.problem.is_some()).count();
         set(&problems, label(), count(failing));
     }
-    registry.register("volume_alarm", "Whether the volume as a whole has a problem", alarm);
-    registry.register("volume_items_with_problem", "Items whose secret has a problem", problems);
+    registry.register("volume_alarm", "Whether a declared volume has an alarm", alarm);
+    registry.register(
+        "volume_items_with_problem",
+        "Items of a declared volume whose secret has a problem",
+        problems,
+    );
+    registry.register("pod_volumes", "Pods' volumes by state", pods);
+}
+
+/// The worst that is true of it.
+fn pod_volume_state(volume: &VolumeStatus, failing: usize) -> &'static str {
+    let [current, problem, alarm, waiting] = POD_VOLUME_STATES;
+    match (&volume.revision, &volume.alarm, failing) {
+        (None, ..) => waiting,
+        (Some(_), Some(_), _) => alarm,
+        (Some(_), None, 1..) => problem,
+        (Some(_), None, 0) => current,
+    }
 }
 
 fn set<const N: usize>(family: &Labelled, labels: [(&'static str, String); N], value: f64) {
@@ -150,7 +178,52 @@ fn count(number: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Pod, ServiceAccount, VolumeName};
     use std::time::Duration;
+
+    #[test]
+    fn pods_volumes_are_counted_by_state_and_not_named() {
+        let pod: VolumeName = VolumeName::of_pod(
+            &Pod {
+                account: ServiceAccount {
+                    namespace: "shop".parse().unwrap(),
+                    name: "web".parse().unwrap(),
+                    uid: "u".parse().unwrap(),
+                },
+                name: "web-0".parse().unwrap(),
+                uid: "11111111-2222-3333-4444-555555555555".parse().unwrap(),
+            },
+            &"db".parse().unwrap(),
+        );
+        let volume =
+            |name: &VolumeName, revision: Option<&str>, alarm: Option<&str>| VolumeStatus {
+                name: name.clone(),
+                path: "/v".into(),
+                mount: "tmpfs".to_owned(),
+                revision: revision.map(str::to_owned),
+                published_at: None,
+                alarm: alarm.map(str::to_owned),
+                items: Vec::new(),
+            };
+        let declared = "shop".parse().unwrap();
+        let volumes = [
+            volume(&pod, Some("..1"), None),
+            volume(&pod, Some("..1"), Some("full")),
+            volume(&pod, None, Some("full")),
+            volume(&declared, Some("..1"), Some("full")),
+        ];
+        let text = render(&Metrics::new(), &Report::default(), &volumes);
+        for line in [
+            r#"secrets_broker_pod_volumes{state="current"} 1.0"#,
+            r#"secrets_broker_pod_volumes{state="problem"} 0.0"#,
+            r#"secrets_broker_pod_volumes{state="alarm"} 1.0"#,
+            r#"secrets_broker_pod_volumes{state="waiting"} 1.0"#,
+            r#"secrets_broker_volume_alarm{volume="shop"} 1.0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("web-0"));
+    }
 
     #[test]
     fn a_scrape_has_the_counters_the_sources_and_one_end() {
@@ -179,6 +252,7 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert!(!text.contains("connection refused"));
+        assert!(text.contains(r#"secrets_broker_pod_volumes{state="alarm"} 0.0"#), "{text}");
         assert_eq!(text.matches("# EOF").count(), 1);
         assert!(text.ends_with("# EOF\n"));
     }

@@ -11,6 +11,7 @@
 //! | [`agent`], [`metrics`] | `/agent/v1/` |
 //! | [`client`] | the other end, for the command line |
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ mod secrets;
 mod served;
 pub mod transport;
 
-pub use agent::{OperatorApi, Viewer};
+pub use agent::{OperatorApi, Viewer, answers};
 pub use bind::{BindError, BoundSocket, Place};
 pub use directory::SourceDirectory;
 pub use request::Refusal;
@@ -56,6 +57,8 @@ pub struct SocketConfig {
     pub operator: OperatorSocket,
     /// Secrets for users of this host.
     pub host: HostSocket,
+    /// Metrics and health over TCP, if anybody wants them there.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// The operator socket; its directory is made with mode 0700.

@@ -204,7 +204,10 @@ impl Connection {
             memos.clear();
         }
         let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
-        memos.insert(target.into(), Memo { authorized, place, namespace, served, age: Age::default() });
+        memos.insert(
+            target.into(),
+            Memo { authorized, place, namespace, served, age: Age::default() },
+        );
     }
 
     /// Only this connection's requests, one at a time, ever take the lock.

@@ -28,7 +28,7 @@ pub fn program_with_libraries(program: &Path) -> Vec<File> {
     let executable =
         File { path: Path::new("/bin").join(name), from: program.to_owned(), mode: 0o755 };
     let listing = run(Command::new("ldd").arg(program));
-    // "libc.so.6 => /lib/… (0x…)", "/lib64/ld-linux-x86-64.so.2 (0x…)"; the kernel's own has no path.
+    // "libc.so.6 => /lib/… (0x…)", "/lib64/ld-linux-x86-64.so.2 (0x…)"; the kernel's has no path.
     let libraries = listing.split_whitespace().filter(|word| word.starts_with('/'));
     let library = |path: &str| File { path: path.into(), from: path.into(), mode: 0o755 };
     std::iter::once(executable).chain(libraries.map(library)).collect()
