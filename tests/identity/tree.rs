@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// What begins the name of everything that is made here; the pid of its maker follows.
+const NAME: &str = "sbforge";
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -33,14 +35,19 @@ pub(crate) struct Trees {
 }
 
 impl Trees {
-    /// Finds a mounted hierarchy of each kind.
+    /// Finds a mounted hierarchy of each kind, and removes what runs that were killed have left.
     pub(crate) fn make() -> Self {
-        let name = format!("sbforge{}", std::process::id());
+        let name = format!("{NAME}{}", std::process::id());
         let v1 = found("cgroup", Version::V1).unwrap_or_else(|| {
             panic!("no v1 hierarchy: mount -t cgroup -o none,name=forgery cgroup DIRECTORY")
         });
         let v2 = found("cgroup2", Version::V2)
             .unwrap_or_else(|| panic!("no v2 hierarchy: mount -t cgroup2 cgroup2 DIRECTORY"));
+        for left in [&v1, &v2].into_iter().flat_map(|tree| directories(&tree.mount)) {
+            if maker(&left).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                remove(&left);
+            }
+        }
         Self { v1, v2, name }
     }
 
@@ -52,13 +59,8 @@ impl Trees {
     }
 
     fn tops(&self, tree: &Tree) -> Vec<PathBuf> {
-        directories(&tree.mount)
-            .into_iter()
-            .filter(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with(&self.name)
-            })
-            .collect()
+        let all = directories(&tree.mount).into_iter();
+        all.filter(|path| maker(path) == Some(std::process::id())).collect()
     }
 }
 
@@ -108,6 +110,13 @@ fn found(kind: &str, version: Version) -> Option<Tree> {
         .map(|line| line.mount_point)
         .next()?;
     Some(Tree { version, mount })
+}
+
+/// The pid of the run that made a cgroup below the root, if one of this test did.
+fn maker(cgroup: &Path) -> Option<u32> {
+    let rest = cgroup.file_name()?.to_str()?.strip_prefix(NAME)?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
 }
 
 fn directories(path: &Path) -> Vec<PathBuf> {
