@@ -2,6 +2,7 @@
 //! Vault beside them, and the pods that use it.
 
 use std::path::PathBuf;
+use std::process::Output;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -132,7 +133,8 @@ impl Product {
         self.pods().into_iter().next().expect("the DaemonSet has a pod")
     }
 
-    fn pods(&self) -> Vec<String> {
+    /// The product's pods that are not being deleted.
+    pub fn pods(&self) -> Vec<String> {
         let pods = self.node().get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
         let ours = |pod: &&Value| {
             pod["metadata"]["labels"]["app"] == "secrets-broker"
@@ -142,10 +144,15 @@ impl Product {
         names.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect()
     }
 
+    /// Runs a command of the product's in the agent's container, whatever comes of it.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        let command = [&["secrets-broker"], arguments].concat();
+        self.node().exec(NAMESPACE, &self.pod_name(), "agent", &command)
+    }
+
     /// `secrets-broker status -o json` as `kubectl exec` would run it.
     pub fn status(&self) -> Value {
-        let command = ["secrets-broker", "status", "-o", "json"];
-        let output = self.node().exec(NAMESPACE, &self.pod_name(), "agent", &command);
+        let output = self.command(&["status", "-o", "json"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         serde_json::from_str(&text).unwrap_or_else(|error| {
             panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
