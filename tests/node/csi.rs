@@ -99,7 +99,9 @@ fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_
     product.account("stay", "web");
     product.let_in("stay", "web");
     product.bed.vault.put_kv2("shop/stay", json!({ "token": "first" }));
-    node.apply(&pod("stay", "app", "web", BUSYBOX, json!({ "secret": "secret/shop/stay#token" })));
+    // A file that the agent, without the right to read everything, cannot read again.
+    let attributes = json!({ "secret": "secret/shop/stay#token", "owner": "1000", "mode": "0400" });
+    node.apply(&pod("stay", "app", "web", BUSYBOX, attributes));
     node.wait_until_ready("stay", "app");
     let read = || {
         let output = node.exec("stay", "app", "main", &["cat", "/secrets/token"]);

@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, mkdirat,
-    openat2, readlinkat, renameat, symlinkat, unlinkat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, linkat,
+    mkdirat, openat2, readlinkat, renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use zeroize::Zeroizing;
@@ -224,16 +224,44 @@ fn write_revision(
                 write_file(dir.as_fd(), &file.name, &file.content, file.ownership)?;
             }
             PlannedFile::Carry(name) => {
-                let missing = || io::Error::from(Errno::NOENT);
-                let old = present.ok_or_else(missing).and_then(|old| read(root, old, name));
-                let old =
-                    old.map_err(|error| ApplyError::Io("read the present revision", error))?;
-                write_file(dir.as_fd(), name, &old.content, old.ownership)?;
+                let missing = || ApplyError::Io("carry a file", Errno::NOENT.into());
+                carry(root, present.ok_or_else(missing)?, dir.as_fd(), name)?;
             }
         }
     }
     fchmod(&dir, Mode::from_raw_mode(DIRECTORY_MODE))
         .map_err(failed("open the revision to readers"))
+}
+
+/// Takes a file over as it is: copied, or linked where only its owner may read it and we are neither
+/// that nor allowed everything. A linked file is wiped with the last revision that has it.
+fn carry(
+    root: BorrowedFd<'_>,
+    old: &RevisionName,
+    revision: BorrowedFd<'_>,
+    name: &FileName,
+) -> Result<(), ApplyError> {
+    match read(root, old, name) {
+        Ok(file) => write_file(revision, name, &file.content, file.ownership),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let parent = make_parent(revision, name)?;
+            let parent = parent.as_ref().map_or(revision, AsFd::as_fd);
+            let from = format!("{old}/{name}");
+            linkat(root, from, parent, name.split().1, AtFlags::empty())
+                .map_err(failed("carry a file"))
+        }
+        Err(error) => Err(ApplyError::Io("read the present revision", error)),
+    }
+}
+
+/// The directory a file goes into, made with what is above it; `None` is the revision itself.
+fn make_parent(revision: BorrowedFd<'_>, name: &FileName) -> Result<Option<OwnedFd>, ApplyError> {
+    let mut parent: Option<OwnedFd> = None;
+    for directory in name.split().0 {
+        let above = parent.as_ref().map_or(revision, AsFd::as_fd);
+        parent = Some(make_directory(above, directory)?);
+    }
+    Ok(parent)
 }
 
 fn write_file(
@@ -242,13 +270,9 @@ fn write_file(
     content: &[u8],
     ownership: FileOwnership,
 ) -> Result<(), ApplyError> {
-    let (directories, last) = name.split();
-    let mut parent: Option<OwnedFd> = None;
-    for directory in directories {
-        let above = parent.as_ref().map_or(revision, AsFd::as_fd);
-        parent = Some(make_directory(above, directory)?);
-    }
+    let parent = make_parent(revision, name)?;
     let parent = parent.as_ref().map_or(revision, AsFd::as_fd);
+    let last = name.split().1;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
     let file = open_beneath(parent, last, flags).map_err(failed("make a file"))?;
     let mut rest = content;

@@ -46,6 +46,11 @@ impl Prints {
     pub fn of(&self, content: &[u8], ownership: FileOwnership) -> Print {
         Print(self.0.hash_one((content, ownership)))
     }
+
+    /// The fingerprint of a file that cannot be read: unlike every other.
+    pub fn unknown(&self) -> Print {
+        Print(fastrand::u64(..))
+    }
 }
 
 /// A file of the next revision.

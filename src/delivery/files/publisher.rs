@@ -3,6 +3,7 @@
 //! Synchronous and told the time, so that it cannot be dropped half way and tests need no waiting.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,8 +105,13 @@ impl Publisher {
         let Some(revision) = published else { return Ok(()) };
         let mut files = BTreeMap::new();
         for name in apply::list(root, &revision)? {
-            let file = apply::read(root, &revision, &name)?;
-            files.insert(name, self.prints.of(&file.content, file.ownership));
+            let print = match apply::read(root, &revision, &name) {
+                Ok(file) => self.prints.of(&file.content, file.ownership),
+                // Another owner's alone: whether it changed is not known, so it is written again.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => self.prints.unknown(),
+                Err(error) => return Err(error),
+            };
+            files.insert(name, print);
         }
         let owned = adopt_owned(&self.config.items, files.keys());
         let age = now.wall.duration_since(apply::written_at(root, &revision)?);

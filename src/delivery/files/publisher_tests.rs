@@ -230,3 +230,49 @@ fn the_status_file_changes_with_the_state_only() {
     assert_ne!(inode(&volume), first);
     assert_eq!(volume.document()["items"][0]["problem"], "unreachable");
 }
+
+/// As in a container whose root may change owners and modes, and nothing else.
+#[test]
+fn a_file_that_only_its_owner_may_read_is_adopted_carried_and_wiped_without_the_right_to_read_it() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT ROOT: nothing to give away, and nothing that only another may read");
+        return;
+    }
+    let limited = || {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective = CapabilitySet::CHOWN | CapabilitySet::FOWNER;
+        set_capabilities(None, sets).unwrap();
+        let mut fixture = Fixture::published(|config| {
+            config.retire_grace = Duration::from_secs(1);
+            for item in &mut config.items {
+                item.ownership.uid = 4242;
+                item.ownership.mode = 0o400;
+            }
+        });
+        let path = fixture.config.path.join("token");
+        assert!(std::fs::read(&path).is_err(), "the test has the right it must not have");
+        let first = std::fs::read_link(fixture.config.path.join("..data")).unwrap();
+        // A successor cannot compare, so it writes once; then nothing changes any more.
+        fixture.publisher = Publisher::open(&declared(&fixture.config), now(20)).unwrap();
+        assert!(fixture.settle(20).published.is_some());
+        assert!(fixture.settle(21).published.is_none());
+        // One secret changes, the other is out of reach and carried as it is.
+        fixture.value("kv/db", r#"{"user":"u2"}"#);
+        fixture.levels.get_mut(&reference("kv/web")).unwrap().entry = None;
+        assert!(fixture.settle(22).published.is_some());
+        fixture.settle(60);
+        assert!(!fixture.config.path.join(first).exists(), "the first revision is wiped");
+        // Only now with the right to look.
+        let mut sets = capabilities(None).unwrap();
+        sets.effective |= CapabilitySet::DAC_OVERRIDE;
+        set_capabilities(None, sets).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "t1");
+        assert_eq!(std::fs::read_to_string(fixture.config.path.join("user")).unwrap(), "u2");
+        let metadata = path.metadata().unwrap();
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (4242, 0o400));
+    };
+    // Capabilities are a thread's own.
+    std::thread::spawn(limited).join().unwrap();
+}

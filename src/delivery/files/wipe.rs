@@ -11,9 +11,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, chmodat, fstat, ftruncate, major, minor, statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, chmodat, chownat, fstat, ftruncate, major, minor, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::clock::BootInstant;
 use crate::mountinfo;
@@ -160,6 +162,10 @@ fn wipe_directory(
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => wipe_directory(dir.as_fd(), &entry, mounted, readers, found)?,
             FileType::RegularFile if mounted.holds(stat.st_ino) => found.kept += 1,
+            // A later revision carried the very file: it is wiped with that one.
+            FileType::RegularFile if stat.st_nlink > 1 => {
+                unlinkat(&dir, &entry, AtFlags::empty())?;
+            }
             FileType::RegularFile => wipe_file(dir.as_fd(), &entry, readers, found)?,
             _ => unlinkat(&dir, &entry, AtFlags::empty())?,
         }
@@ -202,7 +208,12 @@ fn wipe_file(
 fn open_writable(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
     match open_beneath(dir, name, OFlags::RDWR) {
         Err(Errno::ACCESS) => {
-            // Our own read-only file, without root: readers that have it open are not concerned.
+            // Our own read-only file, without root; or another owner's, without the right to read
+            // whatever there is. Readers that have it open are not concerned.
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            if statat(dir, name, flags)?.st_uid != geteuid().as_raw() {
+                chownat(dir, name, Some(geteuid()), None, flags)?;
+            }
             chmodat(dir, name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
             open_beneath(dir, name, OFlags::RDWR)
         }
