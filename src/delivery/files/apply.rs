@@ -233,8 +233,8 @@ fn write_revision(
         .map_err(failed("open the revision to readers"))
 }
 
-/// Takes a file over as it is: copied, or linked where only its owner may read it and we are neither
-/// that nor allowed everything. A linked file is wiped with the last revision that has it.
+/// Takes a file over as it is: copied, or linked where only its owner may read it and we are
+/// neither that nor allowed everything. A linked file is wiped with the last revision that has it.
 fn carry(
     root: BorrowedFd<'_>,
     old: &RevisionName,
