@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
 use crate::domain::{CsiDriverName, NodeName, SourceName};
 use crate::identity::token::Verifier;
-use crate::mounter::{KubeletRoot, Mounter, TmpfsSize};
+use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
 
 pub mod attributes;
 mod error;
@@ -54,9 +54,13 @@ mod proto {
 
 pub use roles::{TenantRole, TenantRoleError};
 
+use error::CsiError;
 use records::Records;
 use services::Driver;
 use volumes::{Budget, Shared, Volumes};
+
+/// How often a mounter that does not answer yet is asked again.
+const MOUNTER_RETRY: Duration = Duration::from_millis(500);
 
 /// `[csi]`, validated.
 #[derive(Debug, Clone)]
@@ -135,8 +139,8 @@ pub struct Deps {
 /// and mounts stay behind.
 ///
 /// # Errors
-/// The state directory or a socket cannot be used, or the mounter does not answer: the process
-/// should end and be started again.
+/// The state directory or a socket cannot be used, or the mounter refuses: the process should end
+/// and be started again.
 pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyhow::Result<()> {
     let Deps { files, mounter, verifier } = deps;
     let records = Records::open(&config.state_dir)
@@ -144,16 +148,43 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     let budget = Budget::new(config.volume_bytes_total);
     let shared = Shared { config: config.clone(), files, mounter, records, budget };
     let volumes = Volumes::new(shared, work.clone());
-    volumes.adopt().await.context("taking up the volumes of a predecessor")?;
+    // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
+    let prepared = async {
+        let socket = listen::bind_when_vacant(&config.socket()).await?;
+        adopt(&volumes).await.context("taking up the volumes of a predecessor")?;
+        anyhow::Ok(socket)
+    };
+    let socket = tokio::select! {
+        () = work.cancelled() => return Ok(()),
+        prepared = prepared => prepared?,
+    };
     let driver = Driver { config: Arc::new(config), volumes: volumes.clone(), verifier };
     let verifier = Arc::clone(&driver.verifier);
-    let served = tokio::select! {
-        served = listen::serve(driver, work.clone()) => served,
+    tokio::select! {
+        served = listen::serve(driver, socket, work.clone()) => served?,
         // Never ends by itself.
-        () = verifier.keep_fresh() => Ok(()),
-    };
+        () = verifier.keep_fresh() => {}
+    }
     volumes.finished().await;
-    served
+    Ok(())
+}
+
+/// Takes up what a predecessor published, as soon as the mounter answers: both containers of a pod
+/// start at once.
+async fn adopt(volumes: &Volumes) -> Result<(), CsiError> {
+    let mut told = false;
+    loop {
+        match volumes.adopt().await {
+            // Nothing was begun: a mounter is asked first.
+            Err(CsiError::Mounter(error @ MounterError::Unreachable { .. })) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "waiting for the mounter");
+                }
+                tokio::time::sleep(MOUNTER_RETRY).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 #[cfg(test)]

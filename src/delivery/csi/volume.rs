@@ -51,6 +51,8 @@ pub(super) struct Volume {
 struct Published {
     record: VolumeRecord,
     name: VolumeName,
+    /// A predecessor's revision was there when this process opened it.
+    had_files: bool,
     /// Keeps the tmpfs within reach for the wipe at its end.
     root: OwnedFd,
     stop: CancellationToken,
@@ -136,20 +138,15 @@ impl Volume {
         let (tokens, account) = (self.shared.files.broker.login_tokens(), &record.pod.account);
         let member = identity.consumer().clone();
         tokens.deliver(account, member.clone(), publish.token, claims.expires_at());
+        let Publish { attributes, target, .. } = publish;
         if let Some(published) = self.published.take() {
-            return self.republish(published, &publish.attributes, identity, &publish.target).await;
+            return self.republish(published, &attributes, identity, patience, &target).await;
         }
-        let made = self.make(&record, &publish.attributes, identity, patience, &publish.target);
-        match made.await {
-            Ok(published) => {
-                self.published = Some(published);
-                Ok(())
-            }
-            Err(error) => {
-                self.shared.files.broker.login_tokens().withdraw(&record.pod.account, &member);
-                Err(error)
-            }
+        let made = self.make(&record, &attributes, identity, patience, &target).await;
+        if self.published.is_none() {
+            self.shared.files.broker.login_tokens().withdraw(&record.pod.account, &member);
         }
+        made
     }
 
     fn check_role(
@@ -168,13 +165,15 @@ impl Volume {
         Err(CsiError::Invalid(vec![problem]))
     }
 
-    /// A pod that runs is never disturbed by a call that only brings its new token: what is wrong
-    /// with the secrets is in its status.
+    /// A pod that runs is never disturbed by a call that only brings its new token: it has a
+    /// revision, and what is wrong with the secrets is in its status. A volume that was taken up
+    /// without files, after a restart of the node, is filled first.
     async fn republish(
         &mut self,
         mut published: Published,
         attributes: &Attributes,
         identity: Identity,
+        patience: Duration,
         target: &Target,
     ) -> Result<(), CsiError> {
         if published.keeping.is_empty() {
@@ -182,34 +181,35 @@ impl Volume {
             drop(_reservation);
             published = self.open(record, attributes, identity).await?;
         }
+        let name = published.name.clone();
         self.published = Some(published);
+        first_fill(&self.shared.files.board, &name, patience).await?;
         Ok(self.shared.mounter.bind(&self.key, target).await?)
     }
 
-    /// Mounts, fills, records, binds; whatever fails takes back what was done before it.
+    /// Mounts, fills, records, binds; whatever fails takes back what was done before it, unless
+    /// files were there already: a pod that runs may be using those.
     async fn make(
-        &self,
+        &mut self,
         record: &VolumeRecord,
         attributes: &Attributes,
         identity: Identity,
         patience: Duration,
         target: &Target,
-    ) -> Result<Published, CsiError> {
+    ) -> Result<(), CsiError> {
         let mut published = self.open(record.clone(), attributes, identity).await?;
         let finished = async {
             first_fill(&self.shared.files.board, &published.name, patience).await?;
             self.write_record(record).await?;
             Ok(self.shared.mounter.bind(&self.key, target).await?)
         };
-        match finished.await {
-            Ok(()) => Ok(published),
-            Err(error) => {
-                if let Err(left) = self.take_away(&mut published).await {
-                    tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
-                }
-                Err(error)
-            }
+        let outcome = finished.await;
+        if outcome.is_ok() || published.had_files {
+            self.published = Some(published);
+        } else if let Err(left) = self.take_away(&mut published).await {
+            tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
         }
+        outcome
     }
 
     /// Has the tmpfs made or found and starts to keep its files.
@@ -235,9 +235,18 @@ impl Volume {
         let opening = move || Publisher::on(root, Arc::new(config), Now::read());
         let publisher =
             tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??;
+        let had_files = publisher.has_revision();
         let (stop, mut keeping) = (CancellationToken::new(), JoinSet::new());
         keeping.spawn(files::keep(publisher, identity, shared.files.clone(), stop.clone()));
-        Ok(Published { record, name, root: dir, stop, keeping, _reservation: reservation })
+        Ok(Published {
+            record,
+            name,
+            had_files,
+            root: dir,
+            stop,
+            keeping,
+            _reservation: reservation,
+        })
     }
 
     fn volume_config(

@@ -89,6 +89,11 @@ impl Publisher {
         Ok(publisher)
     }
 
+    /// Whether files are in place, published by itself or found.
+    pub fn has_revision(&self) -> bool {
+        self.present.is_some()
+    }
+
     /// What it keeps.
     pub fn config(&self) -> Arc<VolumeConfig> {
         Arc::clone(&self.config)
