@@ -68,6 +68,7 @@ fn a_secret_without_the_asked_key_is_waited_for_and_named() {
     let bed = Testbed::start();
     bed.vault.put_kv2("shop/web", json!({ "colour": "blue" }));
     let rig = Rig::start(bed, &[SHORT, VOLUME, TOKEN_FILE]);
+    rig.wait_for_file("..status.json");
     eventually(SOON, "the alarm", || alarm(&rig).contains("'token'"));
     let told = alarm(&rig);
     assert!(told.contains("secret/shop/web") || told.contains(WEB), "{told}");
