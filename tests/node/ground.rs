@@ -13,7 +13,7 @@ use crate::support::shared::{AGENT, NAMESPACE, node};
 use crate::support::testbed::Testbed;
 
 /// A pod of one container `main` that runs a shell script on this image.
-fn pod(namespace: &str, name: &str, image: &str, script: &str) -> Value {
+pub fn pod(namespace: &str, name: &str, image: &str, script: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -32,7 +32,7 @@ fn pod(namespace: &str, name: &str, image: &str, script: &str) -> Value {
 }
 
 /// Waits for a signal, as a server does.
-const SERVE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+pub const SERVE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 
 #[test]
 fn the_node_is_ready_with_its_own_address_and_versions() {

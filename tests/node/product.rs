@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::ground::{self, SERVE};
 use crate::support::kubernetes::NODE;
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{Node, SOON};
@@ -302,27 +303,15 @@ fn at(name: &str, path: &str) -> Value {
 
 /// A pod of one container `main` with a volume at `/secrets`.
 pub fn pod(namespace: &str, name: &str, account: &str, image: &str, attributes: Value) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "namespace": namespace, "name": name },
-        "spec": {
-            "serviceAccountName": account,
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 2,
-            "containers": [{
-                "name": "main",
-                "image": image,
-                "imagePullPolicy": "Never",
-                "command": ["sh", "-ec", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"],
-                "volumeMounts": [{ "name": "secrets", "mountPath": "/secrets" }],
-            }],
-            "volumes": [{
-                "name": "secrets",
-                "csi": { "driver": DRIVER, "readOnly": true, "volumeAttributes": attributes },
-            }],
-        },
-    })
+    let mut pod = ground::pod(namespace, name, image, SERVE);
+    pod["spec"]["serviceAccountName"] = json!(account);
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{ "name": "secrets", "mountPath": "/secrets" }]);
+    pod["spec"]["volumes"] = json!([{
+        "name": "secrets",
+        "csi": { "driver": DRIVER, "readOnly": true, "volumeAttributes": attributes },
+    }]);
+    pod
 }
 
 /// What a restricted namespace demands.

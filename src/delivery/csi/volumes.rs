@@ -91,22 +91,24 @@ impl Volumes {
                 }
                 None => {
                     tracing::info!(volume = %key, "taking away an unfinished volume");
-                    let target = Target::of(&self.shared.config.kubelet_root, &key);
-                    if let Err(error) = self.unpublish(target).await {
-                        tracing::warn!(volume = %key, %error, "cannot take away a volume");
-                    }
+                    self.take_away(&key).await;
                 }
             }
         }
         for key in records.into_keys() {
             // The node restarted: the kubelet publishes what is still wanted.
             tracing::info!(volume = %key, "a record's volume is gone");
-            let target = Target::of(&self.shared.config.kubelet_root, &key);
-            if let Err(error) = self.unpublish(target).await {
-                tracing::warn!(volume = %key, %error, "cannot take away a volume");
-            }
+            self.take_away(&key).await;
         }
         Ok(())
+    }
+
+    /// Takes away what nobody asked to be taken away; what is left is tried at the next start.
+    async fn take_away(&self, key: &VolumeKey) {
+        let target = Target::of(&self.shared.config.kubelet_root, key);
+        if let Err(error) = self.unpublish(target).await {
+            tracing::warn!(volume = %key, %error, "cannot take away a volume");
+        }
     }
 
     /// Waits until every task has ended, after `work` was cancelled.
