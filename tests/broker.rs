@@ -225,6 +225,22 @@ fn a_local_lease_obeys_only_its_holder() {
 }
 
 #[test]
+fn a_consumer_that_is_gone_ends_all_it_read_and_nothing_of_others() {
+    let mut world = World::new();
+    let first = world.read(CREDS, 1);
+    let second = world.read(CREDS, 2);
+    world.advance(seconds(1));
+    assert_eq!(world.vault.leases.len(), 2);
+    let consumer = secrets_broker::domain::ConsumerId::host_user(1);
+    let (ended, kept) = (local_of(&world, first), local_of(&world, second));
+    world.step(Event::Gone { consumer });
+    world.advance(seconds(1));
+    assert_eq!(world.vault.leases.len(), 1);
+    assert!(matches!(world.local(1, ended, LocalOperation::Lookup), Answer::Local(Err(_))));
+    assert!(matches!(world.local(2, kept, LocalOperation::Lookup), Answer::Local(Ok(_))));
+}
+
+#[test]
 fn kv_is_stale_in_an_outage_up_to_max_stale_and_refused_after() {
     let mut world = World::new();
     world.read(KV, 1);
@@ -257,7 +273,7 @@ fn a_refresh_is_an_attempt_now_even_while_the_breaker_is_open() {
     }
     world.vault.sealed = false;
     let secret = world::want(KV, 1).secret;
-    world.step(Event::Refresh { waiter: WaiterId(2_000_000), secret });
+    world.step(Event::Refresh { waiter: WaiterId(2_000_000), secret, login: None });
     world.advance(Duration::from_millis(100));
     assert!(world.levels[&subscription].problem.is_none());
 }

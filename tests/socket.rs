@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,8 +12,11 @@ use http_body_util::Full;
 use hyper::service::service_fn;
 use secrets_broker::delivery::socket::admission::Admission;
 use secrets_broker::delivery::socket::transport::{Answer, Caller, Transport};
-use secrets_broker::delivery::socket::{BindError, BoundSocket, Limits, Place, client};
-use secrets_broker::identity::{Listener, Subject};
+use secrets_broker::delivery::socket::{
+    BindError, BoundSocket, Door, Limits, Ownership, Place, client,
+};
+use secrets_broker::identity::Subject;
+use secrets_broker::identity::self_test::NodeProof;
 use secrets_broker::telemetry::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -54,7 +58,8 @@ fn serve(limits: Limits) -> Server {
     let socket = BoundSocket::bind(&place(&path)).unwrap();
     let (metrics, stop) = (Metrics::new(), CancellationToken::new());
     let transport = Transport {
-        door: Listener::Host,
+        door: Door::Host,
+        proof: Arc::new(NodeProof::not_asked()),
         admission: Admission::new(limits.connections, limits),
         limits,
         metrics: metrics.clone(),
@@ -94,6 +99,30 @@ async fn read_to_end(stream: &mut UnixStream) -> String {
     // A reset is a close too.
     let _ = read.expect("the server keeps the connection open");
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_socket_is_put_into_an_open_directory_wherever_that_has_gone() {
+    let above = tempfile::tempdir().unwrap();
+    let (before, after) = (above.path().join("before"), above.path().join("after"));
+    std::fs::create_dir(&before).unwrap();
+    let open = || std::fs::File::open(&before).unwrap().into();
+    let ownership = Ownership { uid: None, gid: None, mode: 0o660 };
+    let predecessor = BoundSocket::bind_within(open(), "broker.sock", ownership).unwrap();
+    // A successor takes its place while it still listens, and its end leaves the successor's.
+    let directory = open();
+    std::fs::rename(&before, &after).unwrap();
+    let socket = BoundSocket::bind_within(directory, "broker.sock", ownership).unwrap();
+    drop(predecessor);
+    let path = after.join("broker.sock");
+    let metadata = std::fs::symlink_metadata(&path).unwrap();
+    assert!(metadata.file_type().is_socket() && metadata.mode() & 0o777 == 0o660);
+    let connected = UnixStream::connect(&path);
+    let (connected, accepted) = tokio::join!(connected, socket.listener().accept());
+    assert!(connected.is_ok() && accepted.is_ok());
+    assert_eq!(std::fs::read_dir(&after).unwrap().count(), 1);
+    drop(socket);
+    assert_eq!(std::fs::read_dir(&after).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -277,7 +306,7 @@ async fn one_users_connections_are_capped_and_freed() {
     let mut third = server.connect().await;
     let answer = read_to_end(&mut third).await;
     assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
-    assert!(answer.contains(r#"{"errors":["too many connections of this user"]}"#), "{answer}");
+    assert!(answer.contains(r#"{"errors":["too many connections of this caller"]}"#), "{answer}");
     assert_eq!(server.refused("connections_per_user"), 1);
 
     drop(open);

@@ -6,6 +6,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{CsiSettings, MounterPlace};
+use crate::delivery::socket::Server;
 use crate::delivery::{csi, files};
 use crate::identity::token::Verifier;
 use crate::mounter::Mounter;
@@ -17,6 +18,7 @@ use crate::mounter::mounts::{Mounts, MountsConfig};
 pub(super) async fn run(
     settings: CsiSettings,
     files: files::Deps,
+    server: Server,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
     let CsiSettings { driver, expectations, verification, mounter } = settings;
@@ -33,5 +35,5 @@ pub(super) async fn run(
         }
     };
     let verifier = Arc::new(Verifier::open(expectations, verification).await);
-    csi::run(driver, csi::Deps { files, mounter, verifier }, work).await
+    csi::run(driver, csi::Deps { files, server, mounter, verifier }, work).await
 }

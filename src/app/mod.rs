@@ -11,12 +11,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::audit::Audit;
 use crate::broker::task::BrokerTask;
 use crate::clock::BootInstant;
-use crate::config::Config;
+use crate::config::{Config, PlacementSettings};
 use crate::delivery::files::{self, DeclaredVolume};
 use crate::delivery::metrics_port::{self, MetricsPort};
-use crate::delivery::socket::{self, SocketConfig, Sockets, SourceDirectory};
+use crate::delivery::socket::{self, Server, SocketConfig, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
+use crate::identity::self_test::{NodeProof, attest_self};
 use crate::policy::{CompiledPolicy, Policy, PolicyError};
 use crate::service_manager::ServiceManager;
 use crate::shutdown::{Stage, Stages, Supervisor};
@@ -72,6 +73,7 @@ impl App {
             config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
         let reloader =
             Reloader::new(file, policy.clone(), audit.clone(), fingerprint, manager.clone());
+        let proof = Arc::new(prove(config.placement.as_ref(), config.csi.is_some()));
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -83,7 +85,7 @@ impl App {
             volumes: volume_names.clone(),
             grants: reload_source,
             started_at,
-            hardening: hardened.steps.iter().map(ToString::to_string).collect(),
+            protections: protections(hardened, &proof, config.csi.is_some()),
             reload: reloader.state(),
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
@@ -97,13 +99,19 @@ impl App {
             operators,
             metrics: Metrics::new(),
         };
-        serve(&config.sockets, config.socket_limits, deps, &stages, &mut supervisor)?;
+        let server = Server {
+            limits: config.socket_limits,
+            deps: Arc::new(deps),
+            proof,
+            intake: stages.intake.clone(),
+        };
+        serve(&config.sockets, server.clone(), &stages, &mut supervisor)?;
         let start =
             first_fill::announce(manager, board.clone(), volume_names, stages.intake.clone());
         supervisor.spawn("start", Stage::Intake, start);
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board };
         if let Some(settings) = config.csi {
-            let task = csi::run(settings, volumes.clone(), stages.work.clone());
+            let task = csi::run(settings, volumes.clone(), server, stages.work.clone());
             supervisor.spawn("csi", Stage::Work, task);
         }
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
@@ -132,14 +140,14 @@ impl App {
 /// Binds the sockets and the port for metrics, and starts answering on them.
 fn serve(
     config: &SocketConfig,
-    limits: socket::Limits,
-    deps: socket::Deps,
+    server: Server,
     stages: &Stages,
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<()> {
     let sockets = Sockets::bind(config).context("binding the sockets")?;
     if let Some(address) = config.metrics {
         let port = MetricsPort::bind(address).context("binding [sockets.metrics]")?;
+        let deps = &server.deps;
         let deps = metrics_port::Deps {
             broker: deps.broker.clone(),
             volumes: deps.volumes.clone(),
@@ -152,9 +160,8 @@ fn serve(
             Ok(())
         });
     }
-    let intake = stages.intake.clone();
     supervisor.spawn("sockets", Stage::Intake, async move {
-        sockets.serve(limits, deps, intake).await;
+        sockets.serve(server).await;
         Ok(())
     });
     Ok(())
@@ -201,6 +208,26 @@ pub fn discard_volumes(volumes: &[DeclaredVolume]) -> anyhow::Result<()> {
             .with_context(|| format!("removing volume '{}'", volume.config.name))?;
     }
     Ok(())
+}
+
+/// What this node can prove about processes in pods; a node that serves pods and cannot place their
+/// processes says so loudly.
+fn prove(placement: Option<&PlacementSettings>, serves_pods: bool) -> NodeProof {
+    let proof = placement.map_or_else(NodeProof::not_asked, |placement| {
+        attest_self(&placement.pod, placement.cgroup_root.as_deref())
+    });
+    match &proof.limit {
+        Some(limit) if placement.is_some() => tracing::warn!(strength = %proof.strength, "{limit}"),
+        Some(_) if !serves_pods => {}
+        _ => tracing::info!("{proof}"),
+    }
+    proof
+}
+
+/// What protects this process and its callers, for status.
+fn protections(hardened: &Hardened, proof: &NodeProof, serves_pods: bool) -> Vec<String> {
+    let steps = hardened.steps.iter().map(ToString::to_string);
+    steps.chain(serves_pods.then(|| proof.to_string())).collect()
 }
 
 fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {

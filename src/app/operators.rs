@@ -34,7 +34,7 @@ pub(super) struct Operators {
     pub volumes: Vec<VolumeName>,
     pub grants: PolicyConfig,
     pub started_at: BootInstant,
-    pub hardening: Vec<String>,
+    pub protections: Vec<String>,
     pub reload: SharedReloadState,
 }
 
@@ -121,7 +121,7 @@ impl Operators {
                 .iter()
                 .map(|(name, source)| (name.clone(), source.description()))
                 .collect(),
-            hardening: self.hardening.clone(),
+            hardening: self.protections.clone(),
             notes: problems.chain(generated).chain(reload.note.clone()).collect(),
         }
     }

@@ -76,6 +76,13 @@ pub enum Event {
         waiter: WaiterId,
         /// Which secret.
         secret: SecretRef,
+        /// Only what was read with this identity; `None` is whoever's.
+        login: Option<LoginIdentity>,
+    },
+    /// A consumer is gone for good: nobody will end its local leases.
+    Gone {
+        /// Which.
+        consumer: ConsumerId,
     },
     /// A source noticed by itself that its content changed.
     SourceChanged {

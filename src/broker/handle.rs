@@ -128,9 +128,21 @@ impl Broker {
     }
 
     /// Fetches every cached KV or static entry of this secret again now; leased secrets are
-    /// renewed now. Returns how many entries that concerned.
-    pub async fn refresh(&self, secret: SecretRef) -> Result<usize, ReadError> {
-        self.ask(|reply| Request::Refresh { secret, reply }).await.ok_or(ReadError::Busy)
+    /// renewed now. With a `login` that is only what was read with this identity. Returns how many
+    /// entries that concerned.
+    pub async fn refresh(
+        &self,
+        secret: SecretRef,
+        login: Option<LoginIdentity>,
+    ) -> Result<usize, ReadError> {
+        self.ask(|reply| Request::Refresh { secret, login, reply }).await.ok_or(ReadError::Busy)
+    }
+
+    /// Ends every local lease of a consumer that is gone for good. Waits for room in the queue:
+    /// this must not be lost.
+    pub async fn consumer_gone(&self, consumer: ConsumerId) {
+        // A broker that has ended holds no interest.
+        let _ = self.requests.send(Request::Gone { consumer }).await;
     }
 
     /// Looks a local lease of this consumer up.

@@ -31,7 +31,11 @@ pub(super) enum Request {
     },
     Refresh {
         secret: SecretRef,
+        login: Option<LoginIdentity>,
         reply: oneshot::Sender<usize>,
+    },
+    Gone {
+        consumer: ConsumerId,
     },
     Local {
         consumer: ConsumerId,

@@ -173,10 +173,11 @@ impl BrokerTask {
                 let waiter = self.wait(Waiting::Resolve(reply));
                 self.step(Event::Resolve { waiter, source, login, mount, path });
             }
-            Request::Refresh { secret, reply } => {
+            Request::Refresh { secret, login, reply } => {
                 let waiter = self.wait(Waiting::Refresh(reply));
-                self.step(Event::Refresh { waiter, secret });
+                self.step(Event::Refresh { waiter, secret, login });
             }
+            Request::Gone { consumer } => self.step(Event::Gone { consumer }),
             Request::Local { consumer, id, operation, reply } => {
                 let Some(local) = self.local_keys.get(&id).copied() else {
                     let _ = reply.send(Err(LocalLeaseError::NotFound));

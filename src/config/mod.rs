@@ -23,6 +23,7 @@ mod field;
 mod grants;
 mod items;
 mod on_change;
+mod placement;
 mod problem;
 mod settings;
 mod sources;
@@ -32,7 +33,8 @@ mod volumes;
 
 pub use problem::{ConfigError, Problem};
 pub use settings::{
-    AgentConfig, Config, CsiSettings, KeySource, LocalSettings, MounterPlace, SourceConfig,
+    AgentConfig, Config, CsiSettings, KeySource, LocalSettings, MounterPlace, PlacementSettings,
+    SourceConfig,
 };
 
 use document::Document;
@@ -111,6 +113,7 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
     let audit = agent::audit(&root);
     let (forbid_grace, policy) = grants::policy(&root, &sources);
     let csi = csi::read(&root, &sources, &agent, forbid_grace);
+    let placement = placement::read(&root);
     let host = document.host;
     let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
     let volumes = volumes::read(&root, &sources, &places);
@@ -128,6 +131,7 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
         policy: PolicyConfig { grants, ..policy },
         volumes: volumes.settings,
         csi,
+        placement,
         warnings: Vec::new(),
     })
 }

@@ -10,7 +10,7 @@ use crate::config::Problem;
 use crate::delivery::csi::CsiConfig;
 use crate::delivery::files::DeclaredVolume;
 use crate::delivery::socket::{Limits, SocketConfig};
-use crate::domain::SourceName;
+use crate::domain::{PodUid, SourceName};
 use crate::identity::token::{Expectations, Verification};
 use crate::policy::PolicyConfig;
 use crate::source::vault::VaultConfig;
@@ -41,6 +41,8 @@ pub struct Config {
     pub volumes: Vec<DeclaredVolume>,
     /// `[csi]`, when it is enabled.
     pub csi: Option<CsiSettings>,
+    /// `[placement]`, when the agent knows its own pod.
+    pub placement: Option<PlacementSettings>,
     /// What does not stop the agent but deserves a look; `check-config` prints it, `run` logs it.
     pub warnings: Vec<Problem>,
 }
@@ -96,6 +98,15 @@ pub struct CsiSettings {
     pub verification: Verification,
     /// Who mounts.
     pub mounter: MounterPlace,
+}
+
+/// `[placement]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacementSettings {
+    /// The pod the agent itself runs in.
+    pub pod: PodUid,
+    /// The kubelet's cgroup root, where it cannot be learned from the agent's own.
+    pub cgroup_root: Option<String>,
 }
 
 /// Where the privileged half is.

@@ -121,12 +121,19 @@ impl Identity {
         }
     }
 
-    /// The identity of a caller on the socket in `volume`, which the kubelet published for `pod`.
-    ///
-    /// `strength` says how the caller was placed in this very pod, as
-    /// [`peer::Peer::identify_in_pod`] does; [`ProofStrength::SocketOnly`] is for nodes that cannot
-    /// place callers at all.
-    pub(crate) fn placed_pod(
+    /// The identity of whoever is at the other end of the socket in `volume`, which the kubelet
+    /// published for `pod`, on a node that cannot place callers: the socket alone proves it.
+    pub(crate) fn on_own_socket(
+        pod: Arc<Pod>,
+        volume: &VolumeName,
+        role: Option<VaultRole>,
+    ) -> Self {
+        Self::placed_pod(pod, volume, role, ProofStrength::SocketOnly)
+    }
+
+    /// The identity of a caller on the socket in `volume`, as [`peer::Peer::identify_in_pod`]
+    /// placed it in this very pod.
+    fn placed_pod(
         pod: Arc<Pod>,
         volume: &VolumeName,
         role: Option<VaultRole>,

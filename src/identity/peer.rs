@@ -93,18 +93,15 @@ enum Handle {
     /// Before Linux 6.5: `/proc/<pid>`, opened after the fact. It pins the process from then on,
     /// but the pid may have been reused between `connect` and here.
     ProcDirectory(OwnedFd),
+    /// Before Linux 6.5, and it runs in a pid namespace that this process does not see.
+    Nothing,
 }
 
 impl Peer {
     /// Reads everything there is to know about the process that connected `stream`. Without a
     /// `kubelet` no process is ever placed in a pod.
     pub fn of(stream: &UnixStream, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
-        let pidfd = match sys::peer_pidfd(stream.as_fd()) {
-            Ok(pidfd) => Some(pidfd),
-            Err(error) if is_unsupported(&error) => None,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(PeerError::Gone),
-            Err(error) => return Err(PeerError::Credentials(error)),
-        };
+        let pidfd = pidfd(stream)?;
         let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
         let groups = sys::peer_groups(stream.as_fd()).map_err(PeerError::Credentials)?;
         let pid = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::OtherPidNamespace)?;
@@ -124,6 +121,21 @@ impl Peer {
             handle: pidfd.map_or(Handle::ProcDirectory(directory), Handle::PidFd),
         };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
+    }
+
+    /// A peer on a pod's own socket, on a node that cannot place it: only its end is watched, where
+    /// the kernel has a handle on it.
+    pub fn unplaced(stream: &UnixStream) -> Result<Self, PeerError> {
+        let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
+        Ok(Self {
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            groups: Vec::new(),
+            placement: Placement::Container { reason: "a place that this node cannot tell" },
+            own_user_namespace: false,
+            own_cgroups: false,
+            handle: pidfd(stream)?.map_or(Handle::Nothing, Handle::PidFd),
+        })
     }
 
     /// The identity this peer has at a door for users of the host, if it has one. Whatever runs in
@@ -185,6 +197,7 @@ impl Peer {
         match self.handle {
             Handle::PidFd(_) => ProofStrength::PidFd,
             Handle::ProcDirectory(_) => ProofStrength::PeerCred,
+            Handle::Nothing => ProofStrength::SocketOnly,
         }
     }
 
@@ -193,6 +206,7 @@ impl Peer {
         match &self.handle {
             Handle::PidFd(pidfd) => !is_readable(pidfd.as_fd()),
             Handle::ProcDirectory(directory) => is_running(directory),
+            Handle::Nothing => true,
         }
     }
 
@@ -204,9 +218,22 @@ impl Peer {
         {
             return;
         }
+        if matches!(self.handle, Handle::Nothing) {
+            return std::future::pending().await;
+        }
         while self.still_alive() {
             tokio::time::sleep(LIVENESS_INTERVAL).await;
         }
+    }
+}
+
+/// A handle on the process that connected; `None` on kernels that have none.
+fn pidfd(stream: &UnixStream) -> Result<Option<OwnedFd>, PeerError> {
+    match sys::peer_pidfd(stream.as_fd()) {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        Err(error) if is_unsupported(&error) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(PeerError::Gone),
+        Err(error) => Err(PeerError::Credentials(error)),
     }
 }
 

@@ -54,6 +54,17 @@ async fn a_socket_pair_of_this_process_names_this_process() {
 }
 
 #[tokio::test]
+async fn a_peer_that_cannot_be_placed_is_nobody_but_the_one_at_the_other_end() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let peer = Peer::unplaced(&ours).unwrap();
+    assert!(peer.still_alive());
+    for listener in [Listener::Operator, Listener::Host] {
+        assert!(peer.identify(listener).is_err());
+    }
+    assert!(peer.host_root().is_err());
+}
+
+#[tokio::test]
 async fn the_exit_of_a_process_is_seen_through_both_kinds_of_handle() {
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();

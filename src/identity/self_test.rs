@@ -21,6 +21,9 @@ const PROC_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Something this node cannot do, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Limit {
+    /// The agent was not told which pod it runs in.
+    #[error("peers are not placed; set [placement] pod_uid and hostPID: true")]
+    NotAsked,
     /// The agent does not see the processes of its peers.
     #[error(
         "the agent has a pid namespace of its own, so peers cannot be placed; set hostPID: true"
@@ -77,6 +80,23 @@ pub struct NodeProof {
     pub limit: Option<Limit>,
     /// The kubelet's root, where peers can be placed.
     pub kubelet: Option<KubeletCgroup>,
+}
+
+impl NodeProof {
+    /// For an agent that was not told which pod it runs in: whatever runs in a pod is then merely
+    /// in a container.
+    pub fn not_asked() -> Self {
+        let limit = Some(Limit::NotAsked);
+        Self { strength: ProofStrength::SocketOnly, limit, kubelet: None }
+    }
+}
+
+impl fmt::Display for NodeProof {
+    /// A line of status.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "callers in pods proved by {}", self.strength)?;
+        self.limit.as_ref().map_or(Ok(()), |limit| write!(f, " ({limit})"))
+    }
 }
 
 /// Attests the agent itself, which runs in `own_pod`. `cgroup_root` is the kubelet's, if

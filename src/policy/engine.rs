@@ -16,7 +16,7 @@ use super::rules::{PolicyError, Rule, RuleBook};
 use super::schema::CedarError;
 use super::{Denied, Permit};
 use crate::domain::{IdError, LoginIdentity, RuleName, SecretRef, SourceName};
-use crate::identity::{Identity, Subject};
+use crate::identity::{Identity, ProofStrength, Subject};
 
 /// Below this much stack the evaluator gets a new one: over twice what Cedar asks for.
 const STACK_BYTES_MIN: usize = 256 * 1024;
@@ -24,6 +24,8 @@ const STACK_BYTES_MIN: usize = 256 * 1024;
 const STACK_BYTES_NEW: usize = 2 * 1024 * 1024;
 /// What permits a pod to read as itself where the source decides; no configured rule has the name.
 pub(super) const OWN_IDENTITY: &str = "own-identity";
+/// The weakest proof for that, the same as a grant's that names none.
+const OWN_IDENTITY_PROOF_MIN: ProofStrength = ProofStrength::PeerCred;
 /// Permits whoever asks, and touches every kind of value a request carries.
 const SELF_TEST: &str = r#"
 @id("self-test")
@@ -149,11 +151,16 @@ impl CompiledPolicy {
             }),
             (Decision::Deny, None) => match identity.subject() {
                 // The source will decide, asked with the pod's own service account.
-                Subject::Pod(_) if self.own_identity.contains(&secret.source) => Ok(Permit {
-                    rule: self.own_identity_rule.clone(),
-                    share: Share::Consumer,
-                    login: login_of(identity, GrantLogin::ServiceAccount),
-                }),
+                Subject::Pod(_)
+                    if self.own_identity.contains(&secret.source)
+                        && identity.strength() >= OWN_IDENTITY_PROOF_MIN =>
+                {
+                    Ok(Permit {
+                        rule: self.own_identity_rule.clone(),
+                        share: Share::Consumer,
+                        login: login_of(identity, GrantLogin::ServiceAccount),
+                    })
+                }
                 _ => Err(self.default_deny(identity, secret)),
             },
         }

@@ -14,6 +14,8 @@ use crate::identity::{Identity, Subject};
 
 mod engine;
 mod grants;
+#[cfg(test)]
+mod pod_tests;
 mod rules;
 mod schema;
 #[cfg(test)]

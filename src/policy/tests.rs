@@ -10,7 +10,7 @@ use crate::identity::{Listener, ProofStrength};
 
 const MONDAY_0930: &str = "2026-11-23T09:30:00Z";
 
-fn grant(name: &str, who: Who, paths: &[&str]) -> GrantConfig {
+pub(super) fn grant(name: &str, who: Who, paths: &[&str]) -> GrantConfig {
     GrantConfig {
         name: name.parse().unwrap(),
         effect: Effect::Permit,
@@ -28,11 +28,11 @@ fn user(uid: u32) -> Identity {
     Identity::host_user(uid, uid, &[27], ProofStrength::PidFd, Listener::Host)
 }
 
-fn secret(path: &str) -> SecretRef {
+pub(super) fn secret(path: &str) -> SecretRef {
     SecretRef { source: "vault".parse().unwrap(), path: path.parse().unwrap(), version: None }
 }
 
-fn config(grants: Vec<GrantConfig>) -> PolicyConfig {
+pub(super) fn config(grants: Vec<GrantConfig>) -> PolicyConfig {
     PolicyConfig { grants, ..PolicyConfig::default() }
 }
 
@@ -45,7 +45,11 @@ fn compile(config: &PolicyConfig) -> CompiledPolicy {
     CompiledPolicy::compile(config).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
-fn decide(config: &PolicyConfig, identity: &Identity, path: &str) -> Result<Permit, Denied> {
+pub(super) fn decide(
+    config: &PolicyConfig,
+    identity: &Identity,
+    path: &str,
+) -> Result<Permit, Denied> {
     compile(config).decide(identity, &secret(path), MONDAY_0930.parse().unwrap())
 }
 

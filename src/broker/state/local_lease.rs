@@ -166,6 +166,15 @@ impl State {
         self.with_entry(entry, |state, entry| state.close_local(entry, key));
     }
 
+    /// Ends every interest of a consumer that is gone.
+    pub(super) fn close_locals_of(&mut self, consumer: &ConsumerId) {
+        let its = self.locals.iter().filter(|(_, local)| local.consumer == *consumer);
+        let its: Vec<_> = its.map(|(key, local)| (*key, local.entry)).collect();
+        for (key, entry) in its {
+            self.with_entry(entry, |state, entry| state.close_local(entry, key));
+        }
+    }
+
     fn close_local(&mut self, entry: &mut Entry, key: LocalKey) {
         entry.locals.retain(|open| *open != key);
         if let Some(local) = self.locals.remove(&key) {

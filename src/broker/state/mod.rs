@@ -173,7 +173,10 @@ impl State {
             Event::Resolve { waiter, source, login, mount, path } => {
                 self.resolve(waiter, source, login, mount, path);
             }
-            Event::Refresh { waiter, secret } => self.refresh(waiter, &secret),
+            Event::Refresh { waiter, secret, login } => {
+                self.refresh(waiter, &secret, login.as_ref());
+            }
+            Event::Gone { consumer } => self.close_locals_of(&consumer),
             Event::SourceChanged { source } => self.source_changed(&source),
             Event::Local { waiter, consumer, local, operation } => {
                 self.local_operation(waiter, &consumer, local, operation);

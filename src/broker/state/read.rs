@@ -7,7 +7,7 @@ use super::mounts::Parked;
 use super::{FollowUp, State, SubscriptionPlace};
 use crate::broker::event::{Answer, CacheKey, Effect, EntryId, SubscriptionId, WaiterId, Want};
 use crate::broker::{Freshness, Problem, ReadError};
-use crate::domain::{Mount, PathKind, SecretRef, SourceName};
+use crate::domain::{LoginIdentity, Mount, PathKind, SecretRef, SourceName};
 use crate::source::ErrorClass;
 
 /// After a recovery the next attempts are spread over this.
@@ -148,8 +148,15 @@ impl State {
         Ok(id)
     }
 
-    pub(super) fn refresh(&mut self, waiter: WaiterId, secret: &SecretRef) {
-        let ids = self.entries_of(secret);
+    pub(super) fn refresh(
+        &mut self,
+        waiter: WaiterId,
+        secret: &SecretRef,
+        login: Option<&LoginIdentity>,
+    ) {
+        let mut ids = self.entries_of(secret);
+        let whose = |id: &EntryId| self.entries.get(id).map(|entry| &entry.key.login);
+        ids.retain(|id| login.is_none_or(|login| whose(id) == Some(login)));
         // Somebody asks for an attempt now: neither the breaker nor a login's backoff is in its
         // way.
         if let Some(health) = self.sources.get_mut(&secret.source) {

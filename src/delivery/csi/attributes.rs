@@ -17,29 +17,44 @@ const ITEMS_BYTES_MAX: usize = 64 * 1024;
 /// Items of one volume.
 const ITEMS_MAX: usize = 128;
 /// The names a tenant may use.
-const KNOWN: [&str; 8] = ["secret", "path", "format", "items", "owner", "group", "mode", "role"];
+const KNOWN: [&str; 9] =
+    ["deliver", "secret", "path", "format", "items", "owner", "group", "mode", "role"];
+/// The attributes that say what files hold.
+const CONTENT: [&str; 4] = ["secret", "path", "format", "items"];
 /// Set-user-id and its like are not for secrets.
 const MODE_MAX: u32 = 0o777;
 /// Mode of files whose group is the pod's `fsGroup`.
 const GROUP_MODE: u32 = 0o440;
 /// Mode of files otherwise: the mount is private to the pod.
 const PRIVATE_MODE: u32 = 0o444;
+/// The same for a socket: connecting takes the right to write.
+const GROUP_SOCKET_MODE: u32 = 0o660;
+const PRIVATE_SOCKET_MODE: u32 = 0o666;
 
 /// A volume as its pod wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
     /// As it is written, for the record of the volume.
     pub written: BTreeMap<String, String>,
-    /// Its items, at least one.
-    pub items: Vec<TenantItem>,
-    /// Owner of the files.
+    /// What the pod finds in it.
+    pub deliver: Deliver,
+    /// Owner of the files or of the socket.
     pub owner: Option<u32>,
-    /// Group of the files.
+    /// Their group.
     pub group: Option<u32>,
-    /// Mode of the files.
+    /// Their mode.
     pub mode: Option<u32>,
     /// The Vault role to log in with in place of the configured pattern.
     pub role: Option<VaultRole>,
+}
+
+/// How a volume brings secrets to its pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deliver {
+    /// As files: these items, at least one.
+    Files(Vec<TenantItem>),
+    /// Through a socket, which answers for every secret that policy allows the pod.
+    Socket,
 }
 
 /// One item.
@@ -79,7 +94,7 @@ impl Attributes {
                 ));
             }
         }
-        let items = items(&own, &mut problems);
+        let deliver = deliver(&own, &mut problems);
         let mut number = |name: &str, parse: fn(&str) -> Option<u32>, remedy: &str| {
             let text = own.get(name)?;
             let parsed = parse(text);
@@ -102,28 +117,38 @@ impl Attributes {
         if problems.is_empty() {
             let text = |(name, value): (&&str, &&str)| ((*name).to_owned(), (*value).to_owned());
             let written = own.iter().map(text).collect();
-            Ok(Self { written, items, owner, group, mode, role })
+            Ok(Self { written, deliver, owner, group, mode, role })
         } else {
             Err(problems)
         }
     }
 
-    /// The volume's items for the files' side. Owner and mode: explicit, else `fsGroup`'s, else
-    /// readable for whoever runs in the pod.
+    /// The volume's items for the files' side; none if it holds a socket. Owner and mode: explicit,
+    /// else `fsGroup`'s, else readable for whoever runs in the pod.
     pub fn items(&self, source: &SourceName, fs_group: Option<u32>) -> Vec<ItemConfig> {
-        let group = self.group.or(fs_group);
-        let default = if group.is_some() { GROUP_MODE } else { PRIVATE_MODE };
-        let ownership = FileOwnership {
-            uid: self.owner.unwrap_or(0),
-            gid: group.unwrap_or(0),
-            mode: self.mode.unwrap_or(default),
-        };
+        let Deliver::Files(items) = &self.deliver else { return Vec::new() };
+        let ownership = self.ownership(fs_group, GROUP_MODE, PRIVATE_MODE);
         let item = |item: &TenantItem| ItemConfig {
             source: source.clone(),
             content: item.content.clone(),
             ownership: FileOwnership { mode: item.mode.unwrap_or(ownership.mode), ..ownership },
         };
-        self.items.iter().map(item).collect()
+        items.iter().map(item).collect()
+    }
+
+    /// Owner and mode of the socket, by the same order.
+    pub fn socket_ownership(&self, fs_group: Option<u32>) -> FileOwnership {
+        self.ownership(fs_group, GROUP_SOCKET_MODE, PRIVATE_SOCKET_MODE)
+    }
+
+    fn ownership(&self, fs_group: Option<u32>, group_mode: u32, private: u32) -> FileOwnership {
+        let group = self.group.or(fs_group);
+        let default = if group.is_some() { group_mode } else { private };
+        FileOwnership {
+            uid: self.owner.unwrap_or(0),
+            gid: group.unwrap_or(0),
+            mode: self.mode.unwrap_or(default),
+        }
     }
 }
 
@@ -133,6 +158,29 @@ fn mode(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     u32::from_str_radix(digits, 8).ok().filter(|mode| plain && *mode <= MODE_MAX)
+}
+
+fn deliver(own: &BTreeMap<&str, &str>, problems: &mut Vec<String>) -> Deliver {
+    match own.get("deliver").copied() {
+        None | Some("files") => Deliver::Files(items(own, problems)),
+        Some("socket") => {
+            for name in CONTENT.iter().filter(|name| own.contains_key(*name)) {
+                problems.push(format!(
+                    "{name}: has no meaning with deliver: socket, which answers for every secret \
+                     that policy allows; remove it, or move it to a volume of its own"
+                ));
+            }
+            Deliver::Socket
+        }
+        Some(other) => {
+            let other: String = other.chars().take(80).collect();
+            problems.push(format!(
+                "deliver: '{}' is neither \"files\" nor \"socket\"",
+                other.escape_debug()
+            ));
+            Deliver::Socket
+        }
+    }
 }
 
 fn items(own: &BTreeMap<&str, &str>, problems: &mut Vec<String>) -> Vec<TenantItem> {
@@ -234,6 +282,23 @@ mod tests {
         };
         assert_eq!(ownership(None), [(0, 0o444), (0, 0o400)]);
         assert_eq!(ownership(Some(2000)), [(2000, 0o440), (2000, 0o400)]);
+    }
+
+    #[test]
+    fn a_socket_has_an_owner_and_a_mode_and_no_items() {
+        let socket = parse(&[("deliver", "socket"), ("role", "shop")]).unwrap();
+        assert!(socket.items(&"vault".parse().unwrap(), None).is_empty());
+        let shared = FileOwnership { uid: 0, gid: 2000, mode: 0o660 };
+        assert_eq!(socket.socket_ownership(Some(2000)), shared);
+        assert_eq!(socket.socket_ownership(None), FileOwnership { gid: 0, mode: 0o666, ..shared });
+        let own = parse(&[("deliver", "socket"), ("owner", "1000"), ("mode", "0600")]).unwrap();
+        let owner = FileOwnership { uid: 1000, gid: 0, mode: 0o600 };
+        assert_eq!(own.socket_ownership(None), owner);
+        let problems = parse(&[("deliver", "socket"), ("secret", "kv/a"), ("items", "x")]);
+        assert_eq!(problems.unwrap_err().len(), 2);
+        let problems = parse(&[("deliver", "env"), ("secret", "kv/a")]).unwrap_err();
+        assert_eq!(problems, ["deliver: 'env' is neither \"files\" nor \"socket\""]);
+        assert!(parse(&[("deliver", "files"), ("secret", "kv/a")]).is_ok());
     }
 
     #[test]

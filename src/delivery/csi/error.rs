@@ -5,6 +5,7 @@ use std::error::Error;
 use tonic::{Code, Status};
 
 use crate::delivery::files::mount::MountError;
+use crate::delivery::socket::BindError;
 use crate::identity::token::TokenRefused;
 use crate::mounter::MounterError;
 use crate::source::ErrorClass;
@@ -35,6 +36,9 @@ pub enum CsiError {
     /// The tmpfs cannot be used.
     #[error("the volume's tmpfs cannot be used")]
     Root(#[from] MountError),
+    /// The pod's socket could not be put into the volume.
+    #[error("the volume's socket cannot be made")]
+    Socket(#[from] BindError),
     /// A secret will not be had as things are.
     #[error("{message}")]
     Secret {
@@ -60,7 +64,7 @@ impl CsiError {
             Self::Invalid(_) | Self::Different => Code::InvalidArgument,
             Self::Token(_) => Code::Unauthenticated,
             Self::Full { .. } => Code::ResourceExhausted,
-            Self::Mounter(_) | Self::Root(_) | Self::Record(_) => Code::Internal,
+            Self::Mounter(_) | Self::Root(_) | Self::Socket(_) | Self::Record(_) => Code::Internal,
             Self::Secret { class: ErrorClass::Denied, .. } => Code::PermissionDenied,
             Self::Secret { class: ErrorClass::NotFound, .. } => Code::NotFound,
             Self::Secret { .. } => Code::FailedPrecondition,

@@ -1,7 +1,8 @@
 //! The kubelet's two sockets: registration, found by the kubelet, and the driver's own.
 //!
-//! Both lie in directories that only root may enter. A caller must be root, too; whatever it is,
-//! its calls are believed only through the pod's token in them.
+//! Both lie in directories that only root may enter. A caller must be root, too, and outside of
+//! every pod, where this node can tell; whatever it is, its calls are believed only through the
+//! pod's token in them.
 
 use std::io;
 use std::path::Path;
@@ -15,6 +16,8 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::delivery::socket::{BindError, BoundSocket, Place};
+use crate::identity::peer::{Peer, PeerError};
+use crate::identity::self_test::NodeProof;
 
 use super::proto::csi::identity_server::IdentityServer;
 use super::proto::csi::node_server::NodeServer;
@@ -49,6 +52,7 @@ pub(super) async fn bind_when_vacant(path: &Path) -> anyhow::Result<BoundSocket>
 pub(super) async fn serve(
     driver: Driver,
     socket: BoundSocket,
+    proof: &NodeProof,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
     let node = NodeServer::new(driver.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
@@ -56,7 +60,10 @@ pub(super) async fn serve(
     let registration = builder().add_service(RegistrationServer::new(driver.clone()));
     // Last: what is registered answers.
     let registry = bind_when_vacant(&driver.config.registration_socket()).await?;
-    tokio::try_join!(run(services, &socket, &work), run(registration, &registry, &work))?;
+    tokio::try_join!(
+        run(services, incoming(&socket, proof), &work),
+        run(registration, incoming(&registry, proof), &work)
+    )?;
     Ok(())
 }
 
@@ -64,25 +71,40 @@ fn builder() -> Server {
     Server::builder().concurrency_limit_per_connection(CALLS_MAX)
 }
 
-async fn run(router: Router, socket: &BoundSocket, work: &CancellationToken) -> anyhow::Result<()> {
+async fn run(
+    router: Router,
+    calls: impl Stream<Item = io::Result<UnixStream>>,
+    work: &CancellationToken,
+) -> anyhow::Result<()> {
     router
-        .serve_with_incoming_shutdown(incoming(socket), work.clone().cancelled_owned())
+        .serve_with_incoming_shutdown(calls, work.clone().cancelled_owned())
         .await
         .context("serving the kubelet")
 }
 
-fn incoming(socket: &BoundSocket) -> impl Stream<Item = io::Result<UnixStream>> {
-    futures_util::stream::unfold(socket, |socket| async move {
+fn incoming(socket: &BoundSocket, proof: &NodeProof) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures_util::stream::unfold((socket, proof), |(socket, proof)| async move {
         loop {
             match socket.listener().accept().await {
-                Ok((stream, _)) if is_root(&stream) => return Some((Ok(stream), socket)),
-                Ok(_) => tracing::warn!("a caller of the CSI socket is not root; refused"),
-                Err(error) => return Some((Err(error), socket)),
+                Ok((stream, _)) => match check_root(&stream, proof) {
+                    Ok(()) => return Some((Ok(stream), (socket, proof))),
+                    Err(error) => {
+                        tracing::warn!(%error, "a caller of the CSI socket is not the kubelet");
+                    }
+                },
+                Err(error) => return Some((Err(error), (socket, proof))),
             }
         }
     })
 }
 
-fn is_root(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|credentials| credentials.uid() == 0)
+/// Where peers cannot be placed the kubelet has no process id here, and its user is all there is.
+fn check_root(stream: &UnixStream, proof: &NodeProof) -> Result<(), PeerError> {
+    match &proof.kubelet {
+        Some(kubelet) => Peer::of(stream, Some(kubelet))?.host_root(),
+        None => match stream.peer_cred().map_err(PeerError::Credentials)?.uid() {
+            0 => Ok(()),
+            other => Err(PeerError::NotRoot(other)),
+        },
+    }
 }

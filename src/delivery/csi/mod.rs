@@ -6,6 +6,7 @@
 //! | [`roles`] | pure: which Vault roles a pod may choose |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
+//! | [`pod_socket`] | a volume that holds a socket for its pod |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
 //! | [`records`] | what a successor finds |
 //!
@@ -20,6 +21,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
+use crate::delivery::socket::Server;
 use crate::domain::{CsiDriverName, NodeName, SourceName};
 use crate::identity::token::Verifier;
 use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
@@ -28,6 +30,7 @@ pub mod attributes;
 mod error;
 mod first_fill;
 mod listen;
+mod pod_socket;
 mod records;
 mod request;
 mod roles;
@@ -129,6 +132,8 @@ impl CsiConfig {
 pub struct Deps {
     /// Keeps volumes' files.
     pub files: files::Deps,
+    /// Answers on volumes' sockets.
+    pub server: Server,
     /// Mounts and unmounts.
     pub mounter: Arc<dyn Mounter>,
     /// Judges pods' tokens.
@@ -142,11 +147,12 @@ pub struct Deps {
 /// The state directory or a socket cannot be used, or the mounter refuses: the process should end
 /// and be started again.
 pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyhow::Result<()> {
-    let Deps { files, mounter, verifier } = deps;
+    let Deps { files, server, mounter, verifier } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total);
-    let shared = Shared { config: config.clone(), files, mounter, records, budget };
+    let proof = Arc::clone(&server.proof);
+    let shared = Shared { config: config.clone(), files, server, mounter, records, budget };
     let volumes = Volumes::new(shared, work.clone());
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {
@@ -161,7 +167,7 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     let driver = Driver { config: Arc::new(config), volumes: volumes.clone(), verifier };
     let verifier = Arc::clone(&driver.verifier);
     tokio::select! {
-        served = listen::serve(driver, socket, work.clone()) => served?,
+        served = listen::serve(driver, socket, &proof, work.clone()) => served?,
         // Never ends by itself.
         () = verifier.keep_fresh() => {}
     }

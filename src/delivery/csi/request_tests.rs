@@ -49,7 +49,8 @@ fn a_call_of_the_kubelets_is_read_whole() {
     assert_eq!(publish.pod.uid.as_str(), UID);
     assert_eq!(publish.target.key().volume.as_str(), "secrets");
     assert_eq!(publish.token.expose(), "canary.token.x");
-    assert_eq!(publish.attributes.items.len(), 1);
+    let source = "vault".parse().unwrap();
+    assert_eq!(publish.attributes.items(&source, None).len(), 1);
     assert_eq!(publish.fs_group, None);
 
     let mut with_group = request();

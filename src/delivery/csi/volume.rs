@@ -14,14 +14,16 @@ use crate::delivery::files::mount::{MountError, Root};
 use crate::delivery::files::publisher::Publisher;
 use crate::delivery::files::status_file::Now;
 use crate::delivery::files::{self, VolumeConfig, mount};
+use crate::delivery::socket::PodDoor;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::Identity;
 use crate::identity::token::PodClaims;
-use crate::mounter::{Target, VolumeKey};
+use crate::mounter::{Prepared, Target, VolumeKey};
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, Deliver};
 use super::error::CsiError;
 use super::first_fill::first_fill;
+use super::pod_socket;
 use super::records::VolumeRecord;
 use super::request::Publish;
 use super::volumes::{Reservation, Shared};
@@ -183,8 +185,21 @@ impl Volume {
         }
         let name = published.name.clone();
         self.published = Some(published);
-        first_fill(&self.shared.files.board, &name, patience).await?;
+        self.filled(&name, attributes, patience).await?;
         Ok(self.shared.mounter.bind(&self.key, target).await?)
+    }
+
+    /// Waits until the pod finds everything; a socket is there at once.
+    async fn filled(
+        &self,
+        name: &VolumeName,
+        attributes: &Attributes,
+        patience: Duration,
+    ) -> Result<(), CsiError> {
+        match attributes.deliver {
+            Deliver::Files(_) => first_fill(&self.shared.files.board, name, patience).await,
+            Deliver::Socket => Ok(()),
+        }
     }
 
     /// Mounts, fills, records, binds; whatever fails takes back what was done before it, unless
@@ -199,7 +214,7 @@ impl Volume {
     ) -> Result<(), CsiError> {
         let mut published = self.open(record.clone(), attributes, identity).await?;
         let finished = async {
-            first_fill(&self.shared.files.board, &published.name, patience).await?;
+            self.filled(&published.name, attributes, patience).await?;
             self.write_record(record).await?;
             Ok(self.shared.mounter.bind(&self.key, target).await?)
         };
@@ -212,7 +227,7 @@ impl Volume {
         outcome
     }
 
-    /// Has the tmpfs made or found and starts to keep its files.
+    /// Has the tmpfs made or found and starts to keep its files, or to answer on its socket.
     async fn open(
         &self,
         record: VolumeRecord,
@@ -224,29 +239,43 @@ impl Volume {
         let prepared = shared.mounter.prepare(&self.key, shared.config.volume_size).await?;
         let name = VolumeName::of_pod(&record.pod, &self.key.volume);
         let config = self.volume_config(name.clone(), attributes, record.fs_group);
-        let dir = prepared.root.try_clone();
-        let dir = dir.map_err(|source| unusable("keep open", &config, source))?;
-        let (mounter, key) = (Arc::clone(&shared.mounter), self.key.clone());
+        let root = prepared.root.try_clone();
+        let root = root.map_err(|source| unusable("keep open", &config, source))?;
+        let (stop, mut keeping) = (CancellationToken::new(), JoinSet::new());
+        let had_files = match attributes.deliver {
+            Deliver::Files(_) => {
+                let publisher = self.publisher(prepared, config).await?;
+                let had_files = publisher.has_revision();
+                keeping.spawn(files::keep(publisher, identity, shared.files.clone(), stop.clone()));
+                had_files
+            }
+            Deliver::Socket => {
+                let owner = attributes.socket_ownership(record.fs_group);
+                let socket = pod_socket::bind(prepared.root, owner)?;
+                let (pod, role) = (Arc::new(record.pod.clone()), attributes.role.clone());
+                let door = PodDoor { pod, volume: name.clone(), role };
+                keeping.spawn(pod_socket::keep(shared.server.clone(), socket, door, stop.clone()));
+                false
+            }
+        };
+        let _reservation = reservation;
+        Ok(Published { record, name, had_files, root, stop, keeping, _reservation })
+    }
+
+    /// Opens the volume's files, with what a predecessor left of them.
+    async fn publisher(
+        &self,
+        prepared: Prepared,
+        config: VolumeConfig,
+    ) -> Result<Publisher, CsiError> {
+        let (mounter, key) = (Arc::clone(&self.shared.mounter), self.key.clone());
         let handle = tokio::runtime::Handle::current();
         let root = Root::handed_over(prepared.root, prepared.description, move || {
             // On the blocking pool, where the files' side asks.
             handle.block_on(mounter.mounted_below(&key)).map_err(std::io::Error::other)
         });
         let opening = move || Publisher::on(root, Arc::new(config), Now::read());
-        let publisher =
-            tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??;
-        let had_files = publisher.has_revision();
-        let (stop, mut keeping) = (CancellationToken::new(), JoinSet::new());
-        keeping.spawn(files::keep(publisher, identity, shared.files.clone(), stop.clone()));
-        Ok(Published {
-            record,
-            name,
-            had_files,
-            root: dir,
-            stop,
-            keeping,
-            _reservation: reservation,
-        })
+        Ok(tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??)
     }
 
     fn volume_config(
@@ -293,7 +322,9 @@ impl Volume {
         while published.keeping.join_next().await.is_some() {}
         let pod = &published.record.pod;
         let member = ConsumerId::volume(&published.name);
-        self.shared.files.broker.login_tokens().withdraw(&pod.account, &member);
+        let broker = &self.shared.files.broker;
+        broker.login_tokens().withdraw(&pod.account, &member);
+        broker.consumer_gone(member).await;
         self.shared.files.board.remove(&published.name);
         let root = published.root.try_clone().map_err(CsiError::Record)?;
         let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::delivery::files;
+use crate::delivery::socket::Server;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
 
@@ -27,6 +28,7 @@ const COMMANDS_MAX: usize = 4;
 pub(super) struct Shared {
     pub(super) config: CsiConfig,
     pub(super) files: files::Deps,
+    pub(super) server: Server,
     pub(super) mounter: Arc<dyn Mounter>,
     pub(super) records: Records,
     pub(super) budget: Budget,

@@ -1,4 +1,4 @@
-//! Who may connect how often and ask how much: a cap on connections, and a budget per user.
+//! Who may connect how often and ask how much: a cap on connections, and a budget per caller.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,12 +9,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Limits;
 use crate::clock::BootInstant;
+use crate::domain::PodUid;
+use crate::identity::Subject;
 
-/// Users remembered before idle ones are forgotten.
-const USERS_MAX: usize = 1024;
-/// Denials per second and user that get an audit record of their own.
+/// Callers remembered before idle ones are forgotten.
+const CALLERS_MAX: usize = 1024;
+/// Denials per second and caller that get an audit record of their own.
 const DENIAL_RECORDS_PER_SECOND: u32 = 10;
-/// Refreshes per second and user: each one costs an upstream read.
+/// Refreshes per second and caller: each one costs an upstream read.
 const REFRESHES_PER_SECOND: u32 = 1;
 
 /// A rate limit with a burst of one second's worth: the generic cell rate algorithm in one word.
@@ -57,9 +59,17 @@ impl Rate {
     }
 }
 
-/// One user's budget over all connections.
+/// Whose budget a connection takes from: a user's of the host, whatever processes it has, or a
+/// pod's, whatever users it has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Payer {
+    User(u32),
+    Pod(PodUid),
+}
+
+/// One caller's budget over all connections.
 #[derive(Debug)]
-pub struct User {
+pub struct Budget {
     connections: AtomicUsize,
     requests: Rate,
     refreshes: Rate,
@@ -67,7 +77,7 @@ pub struct User {
     denials_left_out: AtomicU64,
 }
 
-impl User {
+impl Budget {
     fn new(limits: &Limits) -> Self {
         Self {
             connections: AtomicUsize::new(0),
@@ -103,16 +113,16 @@ impl User {
 pub struct Admission {
     connections: Arc<Semaphore>,
     limits: Limits,
-    users: Mutex<HashMap<u32, Arc<User>>>,
+    payers: Mutex<HashMap<Payer, Arc<Budget>>>,
 }
 
-/// One user's place among the connections; dropping it frees the place.
+/// One caller's place among the connections; dropping it frees the place.
 #[derive(Debug)]
-pub struct Admitted(Arc<User>);
+pub struct Admitted(Arc<Budget>);
 
 impl Admitted {
-    /// Whose place it is.
-    pub fn user(&self) -> &Arc<User> {
+    /// What the caller may still ask for.
+    pub fn budget(&self) -> &Arc<Budget> {
         &self.0
     }
 }
@@ -127,7 +137,7 @@ impl Admission {
     /// Caps all connections at `connections`, everything else by `limits`.
     pub fn new(connections: usize, limits: Limits) -> Self {
         let connections = Arc::new(Semaphore::new(connections));
-        Self { connections, limits, users: Mutex::default() }
+        Self { connections, limits, payers: Mutex::default() }
     }
 
     /// A place for a connection, before anything is known about the peer.
@@ -135,27 +145,37 @@ impl Admission {
         self.connections.clone().try_acquire_owned().ok()
     }
 
-    /// A place for a connection of this user, unless the user has too many.
-    pub fn admit(&self, uid: u32, now: BootInstant) -> Option<Admitted> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if users.len() >= USERS_MAX && !users.contains_key(&uid) {
-            // A user whose budget is untouched is indistinguishable from one never seen.
-            users.retain(|_, user| {
-                user.connections.load(Ordering::Relaxed) > 0 || !user.requests.is_full(now)
+    /// A place for a connection of this caller, unless it has too many. A declared volume never
+    /// connects.
+    pub fn admit(&self, subject: &Subject, now: BootInstant) -> Option<Admitted> {
+        let payer = match subject {
+            Subject::HostUser { uid, .. } => Payer::User(*uid),
+            Subject::Pod(pod) => Payer::Pod(pod.uid.clone()),
+            Subject::Volume(_) => return None,
+        };
+        let mut payers = self.payers.lock().unwrap_or_else(PoisonError::into_inner);
+        if payers.len() >= CALLERS_MAX && !payers.contains_key(&payer) {
+            // A caller whose budget is untouched is indistinguishable from one never seen.
+            payers.retain(|_, budget| {
+                budget.connections.load(Ordering::Relaxed) > 0 || !budget.requests.is_full(now)
             });
         }
-        let user = users.entry(uid).or_insert_with(|| Arc::new(User::new(&self.limits)));
-        if user.connections.load(Ordering::Relaxed) >= self.limits.connections_per_user {
+        let budget = payers.entry(payer).or_insert_with(|| Arc::new(Budget::new(&self.limits)));
+        if budget.connections.load(Ordering::Relaxed) >= self.limits.connections_per_user {
             return None;
         }
-        user.connections.fetch_add(1, Ordering::Relaxed);
-        Some(Admitted(user.clone()))
+        budget.connections.fetch_add(1, Ordering::Relaxed);
+        Some(Admitted(budget.clone()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn user(uid: u32) -> Subject {
+        Subject::HostUser { uid, gids: Arc::new([uid]) }
+    }
 
     fn at(millis: u64) -> BootInstant {
         BootInstant::from_nanos(1_000_000_000_000 + millis * 1_000_000)
@@ -178,38 +198,38 @@ mod tests {
     fn one_user_cannot_take_the_places_of_another() {
         let limits = Limits { connections_per_user: 2, ..Limits::default() };
         let admission = Admission::new(3, limits);
-        let places: Vec<_> = (0..3).map(|_| admission.admit(1, at(0))).collect();
+        let places: Vec<_> = (0..3).map(|_| admission.admit(&user(1), at(0))).collect();
         assert_eq!(places.iter().flatten().count(), 2);
-        assert!(admission.admit(2, at(0)).is_some());
+        assert!(admission.admit(&user(2), at(0)).is_some());
         drop(places);
-        assert!(admission.admit(1, at(0)).is_some());
+        assert!(admission.admit(&user(1), at(0)).is_some());
     }
 
     #[test]
     fn reconnecting_does_not_refill_a_budget() {
         let limits = Limits { requests_per_second_per_user: 1, ..Limits::default() };
         let admission = Admission::new(3, limits);
-        let take = || admission.admit(1, at(0)).unwrap().user().take_request(at(0));
+        let take = || admission.admit(&user(1), at(0)).unwrap().budget().take_request(at(0));
         assert!(take().is_ok());
         assert!(take().is_err());
     }
 
     #[test]
-    fn users_with_an_untouched_budget_are_forgotten_at_the_bound() {
+    fn callers_with_an_untouched_budget_are_forgotten_at_the_bound() {
         let admission = Admission::new(3, Limits::default());
-        let busy = admission.admit(0, at(0)).unwrap();
-        for uid in 1..=2 * u32::try_from(USERS_MAX).unwrap() {
-            admission.admit(uid, at(0)).unwrap();
+        let busy = admission.admit(&user(0), at(0)).unwrap();
+        for uid in 1..=2 * u32::try_from(CALLERS_MAX).unwrap() {
+            admission.admit(&user(uid), at(0)).unwrap();
         }
-        assert!(admission.users.lock().unwrap().len() <= USERS_MAX);
-        assert!(Arc::ptr_eq(busy.user(), admission.admit(0, at(0)).unwrap().user()));
+        assert!(admission.payers.lock().unwrap().len() <= CALLERS_MAX);
+        assert!(Arc::ptr_eq(busy.budget(), admission.admit(&user(0), at(0)).unwrap().budget()));
     }
 
     #[test]
     fn denials_over_the_budget_are_counted_into_the_next_record() {
-        let user = User::new(&Limits::default());
-        let records: Vec<_> = (0..25).filter_map(|_| user.take_denial_record(at(0))).collect();
+        let budget = Budget::new(&Limits::default());
+        let records: Vec<_> = (0..25).filter_map(|_| budget.take_denial_record(at(0))).collect();
         assert_eq!(records, [0; 10]);
-        assert_eq!(user.take_denial_record(at(1000)), Some(15));
+        assert_eq!(budget.take_denial_record(at(1000)), Some(15));
     }
 }

@@ -116,25 +116,30 @@ impl Connection {
         let located = self.deps.sources.mount_of(&spelling.path);
         let source = self.located(located, &spelling.path, &http::HeaderMap::new())?.source;
         if let Viewer::Caller(_) = viewer {
-            let budget = self.caller.admitted.user().take_refresh(BootInstant::now());
+            let budget = self.caller.admitted.budget().take_refresh(BootInstant::now());
             budget.map_err(over_budget)?;
         }
-        let login = LoginIdentity::Agent;
-        let secret = self.deps.broker.resolve(&source, &login, &spelling).await?;
-        if let Viewer::Caller(_) = viewer {
-            self.check_may_refresh(&secret).await?;
-        }
-        let entries = self.deps.broker.refresh(secret.clone()).await?;
+        let asking = match viewer {
+            Viewer::Operator => LoginIdentity::Agent,
+            Viewer::Caller(identity) => self.deps.policy.probing_login(identity, &source),
+        };
+        let secret = self.deps.broker.resolve(&source, &asking, &spelling).await?;
+        let login = match viewer {
+            Viewer::Operator => None,
+            Viewer::Caller(_) => Some(self.check_may_refresh(&secret).await?),
+        };
+        let entries = self.deps.broker.refresh(secret.clone(), login).await?;
         Ok(json!({ "secret": secret.to_string(), "entries": entries }))
     }
 
-    /// A workload may have its own KV read again; anything else would touch others or mint.
-    async fn check_may_refresh(&self, secret: &SecretRef) -> Result<(), Refusal> {
+    /// A workload may have its own KV read again, with the identity this returns; anything else
+    /// would touch others or mint.
+    async fn check_may_refresh(&self, secret: &SecretRef) -> Result<LoginIdentity, Refusal> {
         let authorized = self.decide(secret, BootInstant::now())?;
         let broker = &self.deps.broker;
         let mount = broker.mount(&secret.source, authorized.login(), &secret.path).await?;
         if mount.path_kind(&secret.path) == PathKind::Kv {
-            return Ok(());
+            return Ok(authorized.login().clone());
         }
         Err(Refusal::new(
             StatusCode::FORBIDDEN,

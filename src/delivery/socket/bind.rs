@@ -6,11 +6,12 @@
 
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Gid, Mode};
+use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixListener;
@@ -31,6 +32,17 @@ pub struct Place {
     pub gid: Option<u32>,
     /// Whether the directory must be closed to everybody else.
     pub private: bool,
+}
+
+/// Who may connect to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// Its owner, if not the process's own user.
+    pub uid: Option<u32>,
+    /// Its group, if not the process's own.
+    pub gid: Option<u32>,
+    /// Its mode: connecting needs write permission.
+    pub mode: u32,
 }
 
 /// Why a socket could not be put in place.
@@ -78,6 +90,8 @@ pub struct BoundSocket {
     listener: UnixListener,
     path: PathBuf,
     inode: (u64, u64),
+    /// The directory that `path` names by its descriptor.
+    _directory: Option<OwnedFd>,
 }
 
 impl BoundSocket {
@@ -92,8 +106,28 @@ impl BoundSocket {
         prepare_directory(directory, place.private)?;
         check_vacant(path)?;
 
-        let temporary = directory.join(format!(".{:08x}", fastrand::u32(..)));
-        let bound = Self::listen(place, &temporary).and_then(|socket| {
+        Self::put(path, Ownership { uid: None, gid: place.gid, mode: place.mode }, None)
+    }
+
+    /// Puts a socket into a directory that is nobody else's, by its descriptor: no path that others
+    /// could change is followed, and whatever has the name gives way. Must be called inside a tokio
+    /// runtime; takes a mounted `/proc`.
+    pub fn bind_within(
+        directory: OwnedFd,
+        name: &str,
+        ownership: Ownership,
+    ) -> Result<Self, BindError> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()));
+        Self::put(&path, ownership, Some(directory))
+    }
+
+    fn put(
+        path: &Path,
+        ownership: Ownership,
+        directory: Option<OwnedFd>,
+    ) -> Result<Self, BindError> {
+        let temporary = path.with_file_name(format!(".{:08x}", fastrand::u32(..)));
+        let bound = Self::listen(path, &temporary, ownership, directory).and_then(|socket| {
             std::fs::rename(&temporary, path).map_err(failed("move into place", path))?;
             Ok(socket)
         });
@@ -109,31 +143,37 @@ impl BoundSocket {
         &self.listener
     }
 
-    fn listen(place: &Place, temporary: &Path) -> Result<Self, BindError> {
+    fn listen(
+        path: &Path,
+        temporary: &Path,
+        ownership: Ownership,
+        directory: Option<OwnedFd>,
+    ) -> Result<Self, BindError> {
+        let Ownership { uid, gid, mode } = ownership;
         let fail = |action| failed(action, temporary);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|error| fail("make the socket for")(error.into()))?;
         let address =
-            SocketAddrUnix::new(temporary).map_err(|_| BindError::Path(place.path.clone()))?;
+            SocketAddrUnix::new(temporary).map_err(|_| BindError::Path(path.to_owned()))?;
         // The file is born with this mode less the umask, so it is never wider than asked.
-        rustix::fs::fchmod(&socket, Mode::from_raw_mode(place.mode))
+        rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))
             .map_err(|error| fail("set the mode of")(error.into()))?;
         rustix::net::bind(&socket, &address)
             .map_err(|error| fail("bind the socket")(error.into()))?;
-        if let Some(gid) = place.gid {
-            rustix::fs::chown(temporary, None, Some(Gid::from_raw(gid)))
-                .map_err(|error| fail("change the group of")(error.into()))?;
+        if uid.is_some() || gid.is_some() {
+            rustix::fs::chown(temporary, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+                .map_err(|error| fail("change the owner of")(error.into()))?;
         }
         // Before `listen`, nobody can connect whatever the mode is.
-        std::fs::set_permissions(temporary, std::fs::Permissions::from_mode(place.mode))
+        std::fs::set_permissions(temporary, Permissions::from_mode(mode))
             .map_err(fail("set the mode of"))?;
         rustix::net::listen(&socket, BACKLOG).map_err(|error| fail("listen on")(error.into()))?;
         let metadata = std::fs::symlink_metadata(temporary).map_err(fail("look at"))?;
         let listener =
             UnixListener::from_std(StdListener::from(socket)).map_err(fail("listen on"))?;
         let inode = (metadata.dev(), metadata.ino());
-        Ok(Self { listener, path: place.path.clone(), inode })
+        Ok(Self { listener, path: path.to_owned(), inode, _directory: directory })
     }
 }
 

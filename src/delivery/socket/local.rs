@@ -11,7 +11,7 @@ use super::request::Refusal;
 use super::routes::Connection;
 use super::transport::Answer;
 use crate::clock::BootInstant;
-use crate::domain::{EngineKind, LoginIdentity, Mount, SecretPath, SecretRef, Spelling};
+use crate::domain::{EngineKind, Mount, SecretPath, SecretRef, Spelling};
 use crate::identity::Identity;
 
 /// A semantic version, as clients parse one, that does not pass for Vault's.
@@ -103,7 +103,9 @@ impl Connection {
             None => {
                 let below = if at_mount { format!("{path}/data") } else { path.to_string() };
                 let below = below.parse().map_err(|_| Refusal::bad_request("path is too long"))?;
-                self.deps.broker.mount(&located.source, &LoginIdentity::Agent, &below).await?
+                let (identity, source) = (&self.caller.identity, &located.source);
+                let asking = self.deps.policy.probing_login(identity, source);
+                self.deps.broker.mount(source, &asking, &below).await?
             }
         };
         if !at_mount {

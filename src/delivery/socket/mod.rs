@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`bind`] | a socket file with the right owner and mode, in place by one rename |
+//! | [`door`] | which kind of socket it is, and whom that lets in |
 //! | [`transport`], [`admission`], [`activity`] | connections, caps and budgets, patience |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::broker::Broker;
-use crate::identity::Listener;
+use crate::identity::self_test::NodeProof;
 use crate::policy::Policy;
 use crate::status::VolumeBoard;
 use crate::telemetry::Metrics;
@@ -32,6 +33,7 @@ mod answer;
 pub mod bind;
 pub mod client;
 mod directory;
+pub mod door;
 mod gate;
 mod leases;
 mod local;
@@ -43,8 +45,9 @@ mod served;
 pub mod transport;
 
 pub use agent::{OperatorApi, Viewer, answers};
-pub use bind::{BindError, BoundSocket, Place};
+pub use bind::{BindError, BoundSocket, Ownership, Place};
 pub use directory::SourceDirectory;
+pub use door::{Door, PodDoor};
 pub use request::Refusal;
 
 /// Operators keep a way in when the host socket is full.
@@ -86,9 +89,9 @@ pub struct HostSocket {
 pub struct Limits {
     /// Connections of the host socket.
     pub connections: usize,
-    /// Connections of one user.
+    /// Connections of one user, or of one pod on its socket.
     pub connections_per_user: usize,
-    /// Requests per second of one user, with a burst of the same size.
+    /// Requests per second of one user or pod, with a burst of the same size.
     pub requests_per_second_per_user: u32,
     /// Size of a request line with its headers.
     pub header_bytes: usize,
@@ -164,27 +167,56 @@ impl Sockets {
         Ok(Self { operator, host: host.transpose()? })
     }
 
-    /// Serves both sockets until `intake` is cancelled and the last running reply has been sent.
-    pub async fn serve(self, limits: Limits, deps: Deps, intake: CancellationToken) {
-        let deps = Arc::new(deps);
-        let door = |door, socket, connections| {
-            let transport = transport::Transport {
-                door,
-                admission: admission::Admission::new(connections, limits),
-                limits,
-                metrics: deps.metrics.clone(),
-            };
-            let (deps, stop) = (deps.clone(), intake.clone());
-            transport.run(socket, intake.clone(), move |caller| {
-                routes::Connection::service(caller, limits, deps.clone(), stop.clone())
-            })
-        };
-        let operator = door(Listener::Operator, self.operator, OPERATOR_CONNECTIONS);
-        match self.host.map(|socket| door(Listener::Host, socket, limits.connections)) {
+    /// Serves both sockets until the server's intake is closed and the last running reply has been
+    /// sent.
+    pub async fn serve(self, server: Server) {
+        let until_intake = CancellationToken::new();
+        let operator = server.run(Door::Operator, self.operator, &until_intake);
+        match self.host.map(|socket| server.run(Door::Host, socket, &until_intake)) {
             Some(host) => {
                 tokio::join!(operator, host);
             }
             None => operator.await,
+        }
+    }
+}
+
+/// What serves a socket, whichever door it is. Cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    /// Sizes and times.
+    pub limits: Limits,
+    /// What answers are made of.
+    pub deps: Arc<Deps>,
+    /// What this node can prove about its processes.
+    pub proof: Arc<NodeProof>,
+    /// Cancelled when no more requests are taken.
+    pub intake: CancellationToken,
+}
+
+impl Server {
+    /// Serves one socket until `stop` or the intake is cancelled and the last running reply has
+    /// been sent. Dropping the future drops the connections.
+    pub async fn run(&self, door: Door, socket: BoundSocket, stop: &CancellationToken) {
+        let closed = self.intake.child_token();
+        let transport = transport::Transport {
+            admission: admission::Admission::new(door.connections(&self.limits), self.limits),
+            door,
+            proof: Arc::clone(&self.proof),
+            limits: self.limits,
+            metrics: self.deps.metrics.clone(),
+        };
+        let (deps, limits, long_polls) = (Arc::clone(&self.deps), self.limits, closed.clone());
+        let serving = transport.run(socket, closed.clone(), move |caller| {
+            routes::Connection::service(caller, limits, deps.clone(), long_polls.clone())
+        });
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            () = stop.cancelled() => {
+                closed.cancel();
+                serving.await;
+            }
+            () = serving.as_mut() => {}
         }
     }
 }

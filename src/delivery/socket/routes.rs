@@ -98,11 +98,11 @@ impl Connection {
     }
 }
 
-/// The budget of a user is spent until then.
+/// The budget of a caller is spent until then.
 pub(super) fn over_budget(wait: Duration) -> Refusal {
     let status = StatusCode::TOO_MANY_REQUESTS;
     let retry_after = Some(wait.as_secs() + 1);
-    Refusal { retry_after, ..Refusal::new(status, "request rate of this user exceeded") }
+    Refusal { retry_after, ..Refusal::new(status, "request rate of this caller exceeded") }
 }
 
 /// [`Connection`] as hyper's service.
@@ -116,7 +116,7 @@ impl Service<Request<Incoming>> for ConnectionService {
     fn call(&self, request: Request<Incoming>) -> Answering {
         let connection = &self.0;
         let now = BootInstant::now();
-        if let Err(wait) = connection.caller.admitted.user().take_request(now) {
+        if let Err(wait) = connection.caller.admitted.budget().take_request(now) {
             connection.deps.metrics.limited.inc();
             return Answering::Now(Some(answer::refusal(&over_budget(wait))));
         }

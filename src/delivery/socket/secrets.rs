@@ -145,7 +145,7 @@ impl Connection {
 
     fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
         self.deps.metrics.denied.inc();
-        let Some(left_out) = self.caller.admitted.user().take_denial_record(now) else {
+        let Some(left_out) = self.caller.admitted.budget().take_denial_record(now) else {
             self.deps.metrics.denials_coalesced.inc();
             return;
         };

@@ -22,10 +22,12 @@ use super::Limits;
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
 use super::admission::{Admission, Admitted};
 use super::bind::BoundSocket;
+use super::door::Door;
 use super::gate::Gated;
 use crate::clock::BootInstant;
+use crate::identity::Identity;
 use crate::identity::peer::Peer;
-use crate::identity::{Identity, Listener, Subject};
+use crate::identity::self_test::NodeProof;
 use crate::telemetry::{Chain, Metrics};
 
 /// Hyper's least buffer; a smaller header limit is enforced by its own setting.
@@ -58,8 +60,10 @@ pub struct Caller {
 
 /// One socket's server.
 pub struct Transport {
-    /// Which door this is.
-    pub door: Listener,
+    /// Whom it lets in.
+    pub door: Door,
+    /// What this node can prove about its processes.
+    pub proof: Arc<NodeProof>,
     /// Its caps.
     pub admission: Admission,
     /// Sizes and times.
@@ -92,7 +96,7 @@ impl Transport {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(socket = %shared.0.door, %error, "cannot accept a connection");
+                    tracing::warn!(socket = shared.0.label(), %error, "cannot accept a connection");
                     shared.0.count_refused("accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
@@ -134,7 +138,7 @@ impl Transport {
             }
             Err((reason, status, message)) => {
                 self.count_refused(reason);
-                tracing::debug!(socket = %self.door, reason, message, "connection refused");
+                tracing::debug!(socket = self.label(), reason, message, "connection refused");
                 refuse(stream, status, &message).await;
             }
         }
@@ -142,15 +146,12 @@ impl Transport {
 
     /// Callers without an identity are refused before any user's budget is touched.
     fn let_in(&self, stream: &UnixStream) -> Result<Caller, (&'static str, &'static str, String)> {
-        let identified = Peer::of(stream, None)
-            .and_then(|peer| peer.identify(self.door).map(|identity| (peer, identity)));
-        let (peer, identity) =
-            identified.map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
-        let admitted = match identity.subject() {
-            Subject::HostUser { uid, .. } => self.admission.admit(*uid, BootInstant::now()),
-            Subject::Volume(_) | Subject::Pod(_) => None,
-        };
-        let message = "too many connections of this user";
+        let (identity, peer) = self
+            .door
+            .identify(stream, &self.proof)
+            .map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
+        let admitted = self.admission.admit(identity.subject(), BootInstant::now());
+        let message = "too many connections of this caller";
         let admitted = admitted
             .ok_or_else(|| ("connections_per_user", "429 Too Many Requests", message.to_owned()))?;
         Ok(Caller { identity, peer: Arc::new(peer), admitted })
@@ -181,7 +182,8 @@ impl Transport {
                 biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        tracing::debug!(socket = %self.door, error = %Chain(&error), "connection");
+                        let error = Chain(&error);
+                        tracing::debug!(socket = self.label(), %error, "connection");
                     }
                     return;
                 }
@@ -241,7 +243,7 @@ impl Transport {
     /// A panic ends its own connection only; it is a defect all the same.
     fn log_panic(&self, ended: Result<(), JoinError>) {
         if let Err(error) = ended {
-            tracing::error!(socket = %self.door, %error, "a connection's task panicked");
+            tracing::error!(socket = self.label(), %error, "a connection's task panicked");
             self.count_refused("panic");
         }
     }
@@ -255,7 +257,7 @@ impl Transport {
     }
 
     fn count_dropped(&self, reason: &'static str) {
-        tracing::debug!(socket = %self.door, reason, "connection dropped");
+        tracing::debug!(socket = self.label(), reason, "connection dropped");
         if reason != "idle" {
             self.count_refused(reason);
         }
@@ -267,14 +269,7 @@ impl Transport {
     }
 
     fn label(&self) -> &'static str {
-        match self.door {
-            Listener::Operator => "operator",
-            Listener::Host => "host",
-            Listener::Volume => "volume",
-            Listener::Csi => "csi",
-            Listener::PodSocket => "pod-socket",
-            Listener::Node => "node",
-        }
+        self.door.label()
     }
 }
 

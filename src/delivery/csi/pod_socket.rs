@@ -1,0 +1,31 @@
+//! A volume that holds a socket: a door for its one pod, in the pod's own directory.
+
+use std::os::fd::OwnedFd;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::delivery::files::FileOwnership;
+use crate::delivery::socket::{BindError, BoundSocket, Door, Ownership, PodDoor, Server};
+
+/// The socket's name in the volume.
+const NAME: &str = "broker.sock";
+
+/// Puts the socket into the volume, in place of a predecessor's. Must be called inside a tokio
+/// runtime.
+pub(super) fn bind(root: OwnedFd, owner: FileOwnership) -> Result<BoundSocket, BindError> {
+    let FileOwnership { uid, gid, mode } = owner;
+    BoundSocket::bind_within(root, NAME, Ownership { uid: Some(uid), gid: Some(gid), mode })
+}
+
+/// Answers the pod until `stop`. When the agent takes no more requests the socket is gone, and this
+/// waits on: the volume is there until it is taken away.
+pub(super) async fn keep(
+    server: Server,
+    socket: BoundSocket,
+    door: PodDoor,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    server.run(Door::Pod(door), socket, &stop).await;
+    stop.cancelled().await;
+    Ok(())
+}
