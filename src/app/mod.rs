@@ -33,6 +33,8 @@ use operators::Operators;
 use reload::Reloader;
 use sources::Sources;
 
+pub use sources::open_local;
+
 /// A built agent whose sockets are bound; [`App::run`] consumes it.
 pub struct App {
     supervisor: Supervisor,
@@ -203,7 +205,8 @@ pub fn discard_volumes(volumes: &[DeclaredVolume]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {
+/// Compiles the configured policy; the error lists every problem, one per line.
+pub fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {
     CompiledPolicy::compile(config).map_err(|problems| anyhow::anyhow!(listed(&problems)))
 }
 

@@ -17,7 +17,7 @@ use crate::delivery::socket::{OperatorApi, Refusal, Viewer};
 use crate::domain::{
     EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
 };
-use crate::identity::{Identity, Listener, ProofStrength};
+use crate::identity::{Identity, ProofStrength};
 use crate::policy::{Policy, PolicyConfig, Who};
 use crate::source::local::LocalSource;
 use crate::status::{Access, ExplainView, Facts, StatusView, VolumeBoard, VolumeStatus};
@@ -71,7 +71,10 @@ impl OperatorApi for Operators {
         let secret = self.secret(path, &report).await?;
         let identities = match (viewer, as_id) {
             (Viewer::Caller(identity), _) => vec![identity.clone()],
-            (Viewer::Operator, Some(id)) => vec![identity_of(id)?],
+            (Viewer::Operator, Some(id)) => {
+                let supposed = Identity::supposed(id);
+                vec![supposed.map_err(|error| Refusal::bad_request(error.to_string()))?]
+            }
             (Viewer::Operator, None) => self.known_identities(),
         };
         let access = identities.iter().map(|identity| self.access(identity, &secret)).collect();
@@ -169,7 +172,7 @@ impl Operators {
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
         let grants = &reload.policy.as_ref().unwrap_or(&self.grants).grants;
         let users = grants.iter().filter_map(|grant| match grant.who {
-            Who::User { uid } => Some(host_user(uid)),
+            Who::User { uid } => Some(Identity::supposed_user(uid, &[], ProofStrength::PidFd)),
             _ => None,
         });
         let volumes = self.volumes.iter().cloned().map(Identity::declared_volume);
@@ -197,23 +200,6 @@ impl Operators {
             },
         }
     }
-}
-
-/// An identity somebody asks about: `uid:1000` or `volume:shop`. Which groups a process of that
-/// user has is only known when it connects: here it is supposed to have the one of its number.
-fn identity_of(id: &str) -> Result<Identity, Refusal> {
-    let unknown = || Refusal::bad_request(format!("'{id}' is neither uid:NUMBER nor volume:NAME"));
-    match id.split_once(':') {
-        Some(("uid", uid)) => Ok(host_user(uid.parse().map_err(|_| unknown())?)),
-        Some(("volume", name)) => {
-            Ok(Identity::declared_volume(name.parse().map_err(|_| unknown())?))
-        }
-        _ => Err(unknown()),
-    }
-}
-
-fn host_user(uid: u32) -> Identity {
-    Identity::host_user(uid, uid, &[], ProofStrength::PidFd, Listener::Host)
 }
 
 fn busy(error: ReadError) -> Refusal {

@@ -13,12 +13,14 @@ use crate::hardening::Hardened;
 mod agent_client;
 mod audit;
 mod check_config;
+mod check_volume;
 pub mod dev;
 pub mod encrypt;
 mod explain;
 mod mounter;
 mod output;
 mod pages;
+mod policy;
 mod refresh;
 pub mod run;
 mod status;
@@ -35,7 +37,7 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done; status: healthy
-  1   failed; status: degraded; check-config: problems
+  1   failed; status: degraded; check-config, check-volume: problems
   2   no agent answers on the socket
   64  the command line is wrong";
 
@@ -67,6 +69,11 @@ enum Command {
     Refresh(refresh::RefreshArgs),
     /// Checks a configuration: every problem with file, line, reason and remedy. Changes nothing.
     CheckConfig(ConfigArgs),
+    /// Checks the volumes of a Kubernetes manifest as the CSI driver would, without a cluster.
+    #[command(after_help = check_volume::EXIT_CODES)]
+    CheckVolume(check_volume::CheckVolumeArgs),
+    /// Answers what the policy of a configuration decides.
+    Policy(policy::PolicyArgs),
     /// Encrypts a value for the configuration or a local source; makes keys.
     Encrypt(encrypt::EncryptArgs),
     /// Decrypts such a value.
@@ -155,6 +162,8 @@ fn dispatch(command: Command, hardened: &Hardened) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::explain(&args),
         Command::Refresh(args) => refresh::refresh(&args),
         Command::CheckConfig(args) => check_config::check_config(&args),
+        Command::CheckVolume(args) => check_volume::check_volume(&args),
+        Command::Policy(args) => policy::policy(&args),
         Command::Encrypt(args) => encrypt::encrypt(args),
         Command::Decrypt(args) => encrypt::decrypt(args),
         Command::Audit(args) => audit::audit(args),

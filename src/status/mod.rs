@@ -25,7 +25,7 @@ pub use build::Facts;
 pub use changes::changes;
 pub use explain::{Access, ExplainView, ExplainedEntry, ExplainedFile};
 pub use prose::render_explain;
-pub use render::{Style, render_status};
+pub use render::{Style, render_status, table};
 pub use view::{
     DeadlineView, Health, ItemView, LeaseView, LimitView, Moment, Outlook, SecretView, SessionView,
     SourceView, StatusView, TroubleView, VolumeView,
