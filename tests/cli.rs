@@ -91,6 +91,7 @@ fn without_an_agent_the_exit_code_is_two_and_the_socket_is_named() {
         &["status", "--watch"],
         &["explain", "secret/a"],
         &["refresh", "secret/a"],
+        &["reload", "--accept"],
     ] {
         let (code, out, err) = run(secrets_broker().args(arguments).arg("--socket").arg(&socket));
         assert_eq!(code, 2, "{arguments:?}: {err}");
@@ -119,6 +120,7 @@ fn help_names_every_command_and_the_exit_codes() {
         "status",
         "explain",
         "refresh",
+        "reload",
         "check-config",
         "check-volume",
         "policy",

@@ -25,6 +25,7 @@ use crate::telemetry::Metrics;
 
 mod csi;
 mod first_fill;
+mod impact;
 mod operators;
 mod reload;
 mod sources;
@@ -59,7 +60,6 @@ impl App {
         let stages = Stages::default();
         let started_at = BootInstant::now();
         let fingerprint = reload::fingerprint(&config);
-        let reload_source = config.policy.clone();
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
         let policy = Policy::new(compile(&config.policy)?);
@@ -72,8 +72,15 @@ impl App {
         let board = VolumeBoard::default();
         let volume_names: Vec<VolumeName> =
             config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
-        let reloader =
-            Reloader::new(file, policy.clone(), audit.clone(), fingerprint, manager.clone());
+        let metrics = Metrics::new();
+        let reloading = reload::Deps {
+            policy: policy.clone(),
+            audit: audit.clone(),
+            board: board.clone(),
+            metrics: metrics.clone(),
+            manager: manager.clone(),
+        };
+        let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -83,10 +90,10 @@ impl App {
             local: sources.local(),
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
-            grants: reload_source,
             started_at,
             hardening: hardened.steps.iter().map(ToString::to_string).collect(),
             reload: reloader.state(),
+            reloads: reloader.handle(),
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
         let deps = socket::Deps {
@@ -97,7 +104,7 @@ impl App {
             sources: SourceDirectory::new(&config.default_source, &shared),
             volumes: board.clone(),
             operators,
-            metrics: Metrics::new(),
+            metrics,
         };
         serve(&config.sockets, config.socket_limits, deps, &stages, &mut supervisor)?;
         let start =

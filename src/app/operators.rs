@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::reload::SharedReloadState;
+use super::reload::{ReloadHandle, SharedReloadState};
 use super::{SharedSources, clocks};
 use crate::audit::Audit;
 use crate::broker::report::Report;
@@ -18,7 +18,7 @@ use crate::domain::{
     EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
 };
 use crate::identity::{Identity, ProofStrength};
-use crate::policy::{Policy, PolicyConfig, Who};
+use crate::policy::{Policy, Who};
 use crate::source::local::LocalSource;
 use crate::status::{Access, ExplainView, Facts, StatusView, VolumeBoard, VolumeStatus};
 
@@ -32,10 +32,10 @@ pub(super) struct Operators {
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
     pub default_source: SourceName,
     pub volumes: Vec<VolumeName>,
-    pub grants: PolicyConfig,
     pub started_at: BootInstant,
     pub hardening: Vec<String>,
     pub reload: SharedReloadState,
+    pub reloads: ReloadHandle,
 }
 
 #[async_trait]
@@ -80,6 +80,12 @@ impl OperatorApi for Operators {
         let access = identities.iter().map(|identity| self.access(identity, &secret)).collect();
         to_json(&ExplainView::new(&secret, &report, &volumes, access, &self.facts()))
     }
+
+    async fn reload(&self, accept: bool) -> Result<Box<RawValue>, Refusal> {
+        let busy = "the agent is stopping, or several operators have it reload already";
+        let view = self.reloads.reload(accept).await;
+        to_json(&view.ok_or_else(|| Refusal::unavailable(busy, 1))?)
+    }
 }
 
 impl Operators {
@@ -118,6 +124,7 @@ impl Operators {
             wall_now,
             instance: self.audit.instance().to_owned(),
             config_problem: reload.problem.clone(),
+            policy_held: reload.held.clone(),
             audit_healthy: self.audit.is_healthy(),
             sources: self
                 .sources
@@ -170,8 +177,7 @@ impl Operators {
     /// Everybody the configuration names: its volumes and the users in its grants.
     fn known_identities(&self) -> Vec<Identity> {
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
-        let grants = &reload.policy.as_ref().unwrap_or(&self.grants).grants;
-        let users = grants.iter().filter_map(|grant| match grant.who {
+        let users = reload.policy.grants.iter().filter_map(|grant| match grant.who {
             Who::User { uid } => Some(Identity::supposed_user(uid, &[], ProofStrength::PidFd)),
             _ => None,
         });

@@ -22,6 +22,7 @@ mod output;
 mod pages;
 mod policy;
 mod refresh;
+mod reload;
 pub mod run;
 mod status;
 
@@ -67,6 +68,9 @@ enum Command {
     /// Has a secret fetched again now; leased ones are renewed instead.
     #[command(after_help = EXIT_CODES)]
     Refresh(refresh::RefreshArgs),
+    /// Has the agent read its configuration now; puts a policy in force that is held.
+    #[command(after_help = reload::EXIT_CODES)]
+    Reload(reload::ReloadArgs),
     /// Checks a configuration: every problem with file, line, reason and remedy. Changes nothing.
     CheckConfig(ConfigArgs),
     /// Checks the volumes of a Kubernetes manifest as the CSI driver would, without a cluster.
@@ -161,6 +165,7 @@ fn dispatch(command: Command, hardened: &Hardened) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::status(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Refresh(args) => refresh::refresh(&args),
+        Command::Reload(args) => reload::reload(&args),
         Command::CheckConfig(args) => check_config::check_config(&args),
         Command::CheckVolume(args) => check_volume::check_volume(&args),
         Command::Policy(args) => policy::policy(&args),

@@ -16,8 +16,8 @@ fn pod(spec: &str, csi: &str) -> String {
     )
 }
 
-const MOUNTED: &str = "  serviceAccountName: web\n  containers:\n  - name: web\n    volumeMounts:\n    \
-                       - {name: secrets, mountPath: /secrets}\n";
+const MOUNTED: &str = "  serviceAccountName: web\n  containers:\n  - name: web\n    \
+                       volumeMounts: [{name: secrets, mountPath: /secrets}]\n";
 
 fn judged(text: &str, terms: &Terms<'_>) -> Judged {
     let mut judged = Judged::default();

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`yaml`], [`manifest`] | pure: lines and values, and the pods of a manifest's objects |
 //! | [`judge`] | pure: everything that is wrong with their volumes |
-//! | [`plan`], [`readers`] | pure: files, owners and secrets of the others; who could not read them |
+//! | [`plan`], [`readers`] | pure: files, owners and secrets; who could not read them |
 
 use std::fmt::Write as _;
 use std::io::Read as _;
