@@ -89,6 +89,8 @@ pub struct Metrics {
     pub denied: Counter,
     /// Denials that were coalesced in the audit log.
     pub denials_coalesced: Counter,
+    /// Volumes that would lose secrets by the policy that is held; 0 while none is.
+    pub policy_held_volumes: Gauge,
 }
 
 impl Metrics {
@@ -110,10 +112,23 @@ impl Metrics {
         let denied = counter(&mut registry, "requests_denied", "Requests that policy denied");
         let denials_coalesced =
             counter(&mut registry, "denials_coalesced", "Denials left out of the audit log");
+        let policy_held_volumes = Gauge::default();
+        let help = "Volumes that would lose secrets by a policy that is held";
+        registry.register("policy_held_volumes", help, policy_held_volumes.clone());
         let hit = [("route", "secret".into()), ("code", "200".into()), ("cache", "hit".into())];
         let hits = requests.get_or_create(&hit).clone();
         let registry = Arc::new(registry);
-        Self { registry, requests, hits, connections, refused, limited, denied, denials_coalesced }
+        Self {
+            registry,
+            requests,
+            hits,
+            connections,
+            refused,
+            limited,
+            denied,
+            denials_coalesced,
+            policy_held_volumes,
+        }
     }
 
     /// Counts one answered request.

@@ -91,6 +91,7 @@ fn without_an_agent_the_exit_code_is_two_and_the_socket_is_named() {
         &["status", "--watch"],
         &["explain", "secret/a"],
         &["refresh", "secret/a"],
+        &["reload", "--accept"],
     ] {
         let (code, out, err) = run(secrets_broker().args(arguments).arg("--socket").arg(&socket));
         assert_eq!(code, 2, "{arguments:?}: {err}");
@@ -119,7 +120,10 @@ fn help_names_every_command_and_the_exit_codes() {
         "status",
         "explain",
         "refresh",
+        "reload",
         "check-config",
+        "check-volume",
+        "policy",
         "encrypt",
         "decrypt",
         "audit",
@@ -188,4 +192,194 @@ fn an_encrypted_setting_opens_with_its_key_and_names_its_line_with_another() {
     assert!(out.contains("broker.toml:5: [sources.local.file]"), "{out}");
     assert!(out.contains("another key"), "{out}");
     assert!(!out.contains(value.trim()) && !out.contains(&plain), "{out}");
+}
+
+/// `check-volume` with a manifest on standard input.
+fn check_volume(manifest: &str, arguments: &[&str]) -> (i32, String) {
+    let mut command = secrets_broker();
+    command.args(["check-volume", "-"]).args(arguments).write_stdin(manifest);
+    let (code, out, err) = run(&mut command);
+    assert_eq!(err, "", "{out}");
+    (code, out)
+}
+
+const DEPLOYMENT: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: web, namespace: shop }
+spec:
+  template:
+    spec:
+      serviceAccountName: web
+      securityContext: { fsGroup: 1000 }
+      containers:
+        - name: web
+          volumeMounts: [{ name: secrets, mountPath: /secrets }]
+      volumes:
+        - name: secrets
+          csi:
+            driver: csi.secrets-broker.io
+            readOnly: true
+            volumeAttributes: { secret: secret/shop/web#token, role: shop-reader }
+"#;
+
+#[test]
+fn a_manifest_in_order_is_told_file_by_file() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: { name: web }\n---";
+    let (code, out) = check_volume(&format!("{service}{DEPLOYMENT}"), &[]);
+    assert_eq!(code, 0, "{out}");
+    let line = "standard input: Deployment shop/web: volume 'secrets': token 0:1000 0440 \
+                secret/shop/web#token";
+    assert_eq!(out.lines().last(), Some(line));
+    assert!(out.contains("hint: standard input:"), "{out}");
+}
+
+#[test]
+fn a_manifests_problems_are_told_at_once_and_a_manifest_without_a_volume_is_one() {
+    let wrong = DEPLOYMENT.replace("readOnly: true", "readOnly: false").replace("#token", "#");
+    let (code, out) = check_volume(&wrong, &[]);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("readOnly: the volume is writable"), "{out}");
+    assert!(out.contains("the key after '#' is empty"), "{out}");
+    assert_eq!(out.lines().last(), Some("2 problems"));
+    let (code, out) = check_volume(DEPLOYMENT, &["--driver", "csi.example.com"]);
+    assert_eq!(code, 1);
+    assert!(out.contains("no pod has a volume of the driver csi.example.com"), "{out}");
+    let (code, out) = check_volume("a: {{ .Values.x }}\n", &[]);
+    assert_eq!(code, 1);
+    assert!(out.contains("standard input:1: not YAML"), "{out}");
+}
+
+#[test]
+fn a_manifest_is_compared_with_what_the_configuration_permits_whose_files_are_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("broker.toml");
+    let config = r#"
+[sources.vault]
+kind = "vault"
+address = "https://vault.example.com:8200"
+ca_file = "/nowhere/ca.pem"
+role = "secrets-broker"
+mounts = { secret = "kv2" }
+[csi]
+enabled = true
+node = "node-1"
+tenant_roles = ["{namespace}-reader"]
+"#;
+    std::fs::write(&file, config).unwrap();
+    let with = ["--config", file.to_str().unwrap()];
+    let (code, out) = check_volume(DEPLOYMENT, &with);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.ends_with("secret/data/shop/web#token\n"), "{out}");
+    let (code, out) = check_volume(&DEPLOYMENT.replace("shop-reader", "admin"), &with);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("pods of shop/web may not choose 'admin'"), "{out}");
+}
+
+/// `policy test` of these cases against a source with a secret, a database and these grants.
+fn policy_test(cases: &str) -> (i32, String) {
+    let grants = r#"
+[[grants]]
+name = "pods"
+who = { any_pod = true }
+paths = ["secret/data/{namespace}/*"]
+login = "agent"
+[[grants]]
+name = "root"
+who = { user = 0 }
+paths = ["database/creds/*"]
+"#;
+    let directory = configuration(grants);
+    let path = directory.path();
+    let secrets = "[mounts.secret]\n[mounts.database]\nkind = \"generated\"\n";
+    std::fs::write(path.join("secrets.toml"), secrets).unwrap();
+    std::fs::write(path.join("cases.toml"), cases).unwrap();
+    let mut command = secrets_broker();
+    command.current_dir(path).args(["policy", "test", "cases.toml", "--config", "broker.toml"]);
+    let (code, out, err) = run(&mut command);
+    assert_eq!(err, "", "{out}");
+    (code, out)
+}
+
+const CASES: &str = r#"
+[[case]]
+who = { namespace = "shop", service_account = "web" }
+secret = "secret/shop/web"
+expect = "allow"
+rule = "pods"
+login = "agent"
+[[case]]
+name = "foreign"
+who = { namespace = "shop", service_account = "web" }
+secret = "secret/data/other/web"
+expect = "deny"
+[[case]]
+who = { user = 0 }
+secret = "database/creds/shop"
+expect = "allow"
+"#;
+
+#[test]
+fn cases_that_all_pass_end_with_code_zero_and_the_rules_that_decided() {
+    let (code, out) = policy_test(CASES);
+    assert_eq!(code, 0, "{out}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(
+        lines[0],
+        "ok     cases.toml:2: pod:shop/web may read local:secret/data/shop/web: rule 'pods', as \
+         agent"
+    );
+    let foreign = "ok     cases.toml:8: foreign: pod:shop/web may not read \
+                   local:secret/data/other/web: denied by default: no rule permits";
+    assert!(lines[1].starts_with(foreign), "{out}");
+    assert_eq!(lines[3], "3 passed, 0 failed");
+}
+
+#[test]
+fn a_case_that_fails_says_what_was_decided_and_ends_with_code_one() {
+    let (code, out) = policy_test(&CASES.replace("other/web", "shop/db"));
+    assert_eq!(code, 1, "{out}");
+    let failed = "FAILED cases.toml:8: foreign: expected deny, but pod:shop/web may read \
+                  local:secret/data/shop/db: rule 'pods', as agent";
+    assert!(out.lines().any(|line| line == failed), "{out}");
+    assert!(out.ends_with("2 passed, 1 failed\n"), "{out}");
+}
+
+#[test]
+fn every_malformed_case_is_told_at_once_and_no_case_at_all_is_a_problem() {
+    let cases = r#"
+[[case]]
+who = { namespace = "shop" }
+secret = "secret/shop/web"
+expect = "allow"
+[[case]]
+who = { user = 0, volume = "x" }
+secret = "kv/shop"
+expect = "maybe"
+[[case]]
+who = { namespace = "shop", service_account = "web", proof = "pidfd" }
+secrets = "secret/shop/web"
+expect = "deny"
+login = "agent"
+at = "noon"
+"#;
+    let (code, out) = policy_test(cases);
+    assert_eq!(code, 1);
+    for part in [
+        "cases.toml:3: [case[1].who.service_account] \"service_account\" is missing",
+        "cases.toml:7: [case[2].who] 2 of namespace, user, volume are given",
+        "cases.toml:8: [case[2].secret] \"kv/shop\" lies below no mount",
+        "cases.toml:9: [case[2].expect] \"maybe\" is not one of allow, deny",
+        "cases.toml:11: [case[3].who.proof] \"pidfd\" is no proof that such a caller can have",
+        "cases.toml:10: [case[3].secret] \"secret\" is missing",
+        "cases.toml:12: [case[3].secrets] unknown key",
+        "cases.toml:14: [case[3].login] what is denied is read by nobody",
+        "cases.toml:15: [case[3].at] \"noon\" is refused",
+        "9 problems",
+    ] {
+        assert!(out.contains(part), "{part} in\n{out}");
+    }
+    let (code, out) = policy_test("# nothing\n");
+    assert_eq!(code, 1);
+    assert!(out.contains("there is no case in it"), "{out}");
 }

@@ -10,8 +10,9 @@ use secrets_broker::broker::report::{
     LeaseReport, LimitReport, Report, SecretReport, SessionReport, SourceReport,
 };
 use secrets_broker::clock::BootInstant;
-use secrets_broker::config::{Config, Host};
-use secrets_broker::domain::{SecretRef, SourceName};
+use secrets_broker::config::{Config, ConfigError, Host, SourceConfig, cases};
+use secrets_broker::domain::{SecretPath, SecretRef, SourceName};
+use secrets_broker::policy::CompiledPolicy;
 use secrets_broker::source::local::{LocalConfig, LocalSource};
 use secrets_broker::status::VolumeStatus;
 use secrets_broker::telemetry::Metrics;
@@ -263,7 +264,12 @@ fn every_configuration_on_a_page_is_accepted_without_a_warning() {
     report(&findings);
 }
 
-fn parse(text: &str) -> Result<Config, secrets_broker::config::ConfigError> {
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    on_host(|host| Config::parse(text, "page", host))
+}
+
+/// A machine that has what the pages suppose.
+fn on_host<R>(with: impl FnOnce(&Host) -> R) -> R {
     let certificate = {
         let mut params = rcgen::CertificateParams::new(vec!["ca".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(2090, 1, 1);
@@ -277,15 +283,40 @@ fn parse(text: &str) -> Result<Config, secrets_broker::config::ConfigError> {
             _ => b"eyJhbGciOi.token".to_vec(),
         })
     };
-    let host = Host {
+    with(&Host {
         variable: &|_| None,
         read: &read,
         open: &|_| Ok(()),
         uid: 0,
         gid: 0,
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+    })
+}
+
+#[test]
+fn every_case_on_a_page_passes_with_the_configuration_beside_it() {
+    let page = read("docs/policy.md");
+    let config =
+        blocks(&page, "toml config").concat() + &blocks(&page, "toml adds to config").concat();
+    let config = parse(&config).unwrap_or_else(|error| panic!("{error}"));
+    let policy = CompiledPolicy::compile(&config.policy);
+    let policy = policy.map_err(|problems| format!("{problems:?}")).unwrap();
+    let SourceConfig::Vault(vault) = &config.sources[&config.default_source] else {
+        panic!("the page's source is no Vault");
     };
-    Config::parse(text, "page", &host)
+    let mount_of = |_: &SourceName, path: &SecretPath| {
+        vault.mounts.iter().find(|mount| path.below(&mount.path).is_some()).cloned()
+    };
+    let text = blocks(&page, "toml cases").concat();
+    let cases = on_host(|host| cases(&text, "page", host, &config, &mount_of));
+    let cases = cases.unwrap_or_else(|error| panic!("{error}"));
+    assert!(cases.len() >= 4, "only {} cases found", cases.len());
+    let failed = cases.iter().filter_map(|(line, case)| {
+        let outcome = case.ask(&policy, jiff::Timestamp::UNIX_EPOCH);
+        let failed = !outcome.unexpected.is_empty();
+        failed.then(|| format!("case at {line}: {:?}: {}", outcome.unexpected, outcome.decided))
+    });
+    report(&failed.collect::<Vec<_>>());
 }
 
 #[test]

@@ -26,6 +26,7 @@ use crate::telemetry::Metrics;
 
 mod csi;
 mod first_fill;
+mod impact;
 mod operators;
 mod reload;
 mod sources;
@@ -33,6 +34,8 @@ mod sources;
 use operators::Operators;
 use reload::Reloader;
 use sources::Sources;
+
+pub use sources::open_local;
 
 /// A built agent whose sockets are bound; [`App::run`] consumes it.
 pub struct App {
@@ -58,7 +61,6 @@ impl App {
         let stages = Stages::default();
         let started_at = BootInstant::now();
         let fingerprint = reload::fingerprint(&config);
-        let reload_source = config.policy.clone();
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
         let policy = Policy::new(compile(&config.policy)?);
@@ -71,8 +73,15 @@ impl App {
         let board = VolumeBoard::default();
         let volume_names: Vec<VolumeName> =
             config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
-        let reloader =
-            Reloader::new(file, policy.clone(), audit.clone(), fingerprint, manager.clone());
+        let metrics = Metrics::new();
+        let reloading = reload::Deps {
+            policy: policy.clone(),
+            audit: audit.clone(),
+            board: board.clone(),
+            metrics: metrics.clone(),
+            manager: manager.clone(),
+        };
+        let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
         let proof = Arc::new(prove(config.placement.as_ref(), config.csi.is_some()));
         let operators = Arc::new(Operators {
             broker: broker.clone(),
@@ -83,10 +92,10 @@ impl App {
             local: sources.local(),
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
-            grants: reload_source,
             started_at,
             protections: protections(hardened, &proof, config.csi.is_some()),
             reload: reloader.state(),
+            reloads: reloader.handle(),
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
         let deps = socket::Deps {
@@ -97,7 +106,7 @@ impl App {
             sources: SourceDirectory::new(&config.default_source, &shared),
             volumes: board.clone(),
             operators,
-            metrics: Metrics::new(),
+            metrics,
         };
         let server = Server {
             limits: config.socket_limits,
@@ -230,7 +239,8 @@ fn protections(hardened: &Hardened, proof: &NodeProof, serves_pods: bool) -> Vec
     steps.chain(serves_pods.then(|| proof.to_string())).collect()
 }
 
-fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {
+/// Compiles the configured policy; the error lists every problem, one per line.
+pub fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {
     CompiledPolicy::compile(config).map_err(|problems| anyhow::anyhow!(listed(&problems)))
 }
 

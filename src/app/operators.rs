@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::reload::SharedReloadState;
+use super::reload::{ReloadHandle, SharedReloadState};
 use super::{SharedSources, clocks};
 use crate::audit::Audit;
 use crate::broker::report::Report;
@@ -17,8 +17,8 @@ use crate::delivery::socket::{OperatorApi, Refusal, Viewer};
 use crate::domain::{
     EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
 };
-use crate::identity::{Identity, Listener, ProofStrength};
-use crate::policy::{Policy, PolicyConfig, Who};
+use crate::identity::{Identity, ProofStrength};
+use crate::policy::{Policy, Who};
 use crate::source::local::LocalSource;
 use crate::status::{Access, ExplainView, Facts, StatusView, VolumeBoard, VolumeStatus};
 
@@ -32,10 +32,10 @@ pub(super) struct Operators {
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
     pub default_source: SourceName,
     pub volumes: Vec<VolumeName>,
-    pub grants: PolicyConfig,
     pub started_at: BootInstant,
     pub protections: Vec<String>,
     pub reload: SharedReloadState,
+    pub reloads: ReloadHandle,
 }
 
 #[async_trait]
@@ -71,11 +71,20 @@ impl OperatorApi for Operators {
         let secret = self.secret(path, &report).await?;
         let identities = match (viewer, as_id) {
             (Viewer::Caller(identity), _) => vec![identity.clone()],
-            (Viewer::Operator, Some(id)) => vec![identity_of(id)?],
+            (Viewer::Operator, Some(id)) => {
+                let supposed = Identity::supposed(id);
+                vec![supposed.map_err(|error| Refusal::bad_request(error.to_string()))?]
+            }
             (Viewer::Operator, None) => self.known_identities(),
         };
         let access = identities.iter().map(|identity| self.access(identity, &secret)).collect();
         to_json(&ExplainView::new(&secret, &report, &volumes, access, &self.facts()))
+    }
+
+    async fn reload(&self, accept: bool) -> Result<Box<RawValue>, Refusal> {
+        let busy = "the agent is stopping, or several operators have it reload already";
+        let view = self.reloads.reload(accept).await;
+        to_json(&view.ok_or_else(|| Refusal::unavailable(busy, 1))?)
     }
 }
 
@@ -115,6 +124,7 @@ impl Operators {
             wall_now,
             instance: self.audit.instance().to_owned(),
             config_problem: reload.problem.clone(),
+            policy_held: reload.held.clone(),
             audit_healthy: self.audit.is_healthy(),
             sources: self
                 .sources
@@ -167,9 +177,8 @@ impl Operators {
     /// Everybody the configuration names: its volumes and the users in its grants.
     fn known_identities(&self) -> Vec<Identity> {
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
-        let grants = &reload.policy.as_ref().unwrap_or(&self.grants).grants;
-        let users = grants.iter().filter_map(|grant| match grant.who {
-            Who::User { uid } => Some(host_user(uid)),
+        let users = reload.policy.grants.iter().filter_map(|grant| match grant.who {
+            Who::User { uid } => Some(Identity::supposed_user(uid, &[], ProofStrength::PidFd)),
             _ => None,
         });
         let volumes = self.volumes.iter().cloned().map(Identity::declared_volume);
@@ -197,23 +206,6 @@ impl Operators {
             },
         }
     }
-}
-
-/// An identity somebody asks about: `uid:1000` or `volume:shop`. Which groups a process of that
-/// user has is only known when it connects: here it is supposed to have the one of its number.
-fn identity_of(id: &str) -> Result<Identity, Refusal> {
-    let unknown = || Refusal::bad_request(format!("'{id}' is neither uid:NUMBER nor volume:NAME"));
-    match id.split_once(':') {
-        Some(("uid", uid)) => Ok(host_user(uid.parse().map_err(|_| unknown())?)),
-        Some(("volume", name)) => {
-            Ok(Identity::declared_volume(name.parse().map_err(|_| unknown())?))
-        }
-        _ => Err(unknown()),
-    }
-}
-
-fn host_user(uid: u32) -> Identity {
-    Identity::host_user(uid, uid, &[], ProofStrength::PidFd, Listener::Host)
 }
 
 fn busy(error: ReadError) -> Refusal {

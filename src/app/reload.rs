@@ -1,41 +1,80 @@
-//! Reload: a changed configuration file or SIGHUP puts new policy in force; a bad file changes
-//! nothing.
+//! Reload: a changed configuration file, SIGHUP or an operator puts new policy in force. A bad file
+//! changes nothing; a policy that would take secrets from many volumes waits for an operator.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::impact::Impact;
 use super::{compile, lifecycle};
 use crate::audit::Audit;
+use crate::clock::BootInstant;
 use crate::config::Config;
-use crate::policy::{Policy, PolicyConfig};
+use crate::policy::{CompiledPolicy, Policy, PolicyConfig};
 use crate::service_manager::ServiceManager;
+use crate::status::{ReloadOutcome, ReloadView, VolumeBoard};
+use crate::telemetry::Metrics;
 use crate::watch::FileWatcher;
 
+/// Operators that may wait for a reload at once.
+const REQUESTS_MAX: usize = 4;
+
 /// What status says about the configuration file.
-#[derive(Default)]
 pub(super) struct ReloadState {
     /// Why the newest file is not in force.
     pub problem: Option<String>,
+    /// What its policy would take away, if it is held.
+    pub held: Option<String>,
     /// What of it waits for a restart.
     pub note: Option<String>,
-    /// The policy in force since the last reload; `None` is the one from the start.
-    pub policy: Option<PolicyConfig>,
+    /// The policy in force.
+    pub policy: PolicyConfig,
 }
 
 /// Shared with status.
 pub(super) type SharedReloadState = Arc<Mutex<ReloadState>>;
 
+/// An operator's wish to have the file read now.
+struct Request {
+    accept: bool,
+    reply: oneshot::Sender<ReloadView>,
+}
+
+/// Asks the task that reloads.
+#[derive(Clone)]
+pub(super) struct ReloadHandle(mpsc::Sender<Request>);
+
+impl ReloadHandle {
+    /// Has the file read now; `accept` puts its policy in force whatever it takes away. `None` if
+    /// the agent is stopping or others wait already.
+    pub(super) async fn reload(&self, accept: bool) -> Option<ReloadView> {
+        let (reply, answer) = oneshot::channel();
+        self.0.try_send(Request { accept, reply }).ok()?;
+        answer.await.ok()
+    }
+}
+
+/// What reloading works with.
+pub(super) struct Deps {
+    pub policy: Policy,
+    pub audit: Audit,
+    pub board: VolumeBoard,
+    pub metrics: Metrics,
+    pub manager: ServiceManager,
+}
+
 /// Follows the configuration file.
 pub(super) struct Reloader {
     file: Option<PathBuf>,
-    policy: Policy,
-    audit: Audit,
+    deps: Deps,
     running: String,
-    manager: ServiceManager,
     state: SharedReloadState,
+    requests: mpsc::Receiver<Request>,
+    handle: ReloadHandle,
 }
 
 /// Everything but the policy, as text to compare: it takes effect at the next start.
@@ -50,22 +89,29 @@ pub(super) fn fingerprint(config: &Config) -> String {
 }
 
 impl Reloader {
+    /// `running` is the fingerprint of the configuration that runs, `policy` its policy.
     pub(super) fn new(
         file: Option<PathBuf>,
-        policy: Policy,
-        audit: Audit,
         running: String,
-        manager: ServiceManager,
+        policy: PolicyConfig,
+        deps: Deps,
     ) -> Self {
-        Self { file, policy, audit, running, manager, state: SharedReloadState::default() }
+        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+        let state = ReloadState { problem: None, held: None, note: None, policy };
+        let (state, handle) = (Arc::new(Mutex::new(state)), ReloadHandle(sender));
+        Self { file, deps, running, state, requests, handle }
     }
 
     pub(super) fn state(&self) -> SharedReloadState {
         Arc::clone(&self.state)
     }
 
+    pub(super) fn handle(&self) -> ReloadHandle {
+        self.handle.clone()
+    }
+
     /// Runs until the intake stops. Without a file only SIGHUP is listened to, for the audit log.
-    pub(super) async fn run(self, intake: CancellationToken) -> anyhow::Result<()> {
+    pub(super) async fn run(mut self, intake: CancellationToken) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut watcher = self.file.as_deref().map(FileWatcher::new);
         loop {
@@ -75,24 +121,42 @@ impl Reloader {
                     None => std::future::pending().await,
                 }
             };
-            // Both waits are cancel-safe: an unseen change or signal stays pending.
+            let mut request = None;
+            // Every wait is cancel-safe: an unseen change, signal or request stays pending.
             tokio::select! {
                 () = intake.cancelled() => return Ok(()),
-                _ = hangup.recv() => self.audit.reopen(),
+                _ = hangup.recv() => self.deps.audit.reopen(),
                 () = changed => {}
+                asked = self.requests.recv() => request = asked,
             }
-            self.manager.reload(|| self.reload());
+            let accept = request.as_ref().is_some_and(|request| request.accept);
+            let mut view = None;
+            self.deps.manager.reload(|| {
+                let done = self.reload(accept);
+                let line = status_line(done.outcome);
+                view = Some(done);
+                line
+            });
+            if let (Some(Request { reply, .. }), Some(view)) = (request, view) {
+                // Who asked may be gone.
+                let _ = reply.send(view);
+            }
         }
     }
 
-    /// One line on how it went.
-    fn reload(&self) -> &'static str {
-        let Some(file) = &self.file else { return "serving" };
+    fn reload(&self, accept: bool) -> ReloadView {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let percent = state.policy.hold_percent;
+        let Some(file) = &self.file else {
+            return ReloadView::without_losses(ReloadOutcome::NoFile, percent);
+        };
         let outcome = Config::load(file).map_err(|error| error.to_string()).and_then(|config| {
             let compiled = compile(&config.policy).map_err(|error| format!("{error:#}"))?;
             Ok((config, compiled))
         });
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whatever was held was the policy of an earlier file.
+        let was_held = state.held.take().is_some();
+        self.deps.metrics.policy_held_volumes.set(0);
         match outcome {
             Ok((config, compiled)) => {
                 state.problem = None;
@@ -101,17 +165,73 @@ impl Reloader {
                      restart the agent to put that in force"
                         .to_owned()
                 });
-                state.policy = Some(config.policy);
-                self.policy.replace(compiled);
-                tracing::info!("configuration reloaded: policy is in force");
-                lifecycle(&self.audit, "policy reloaded by");
-                "serving; policy reloaded"
+                let view = self.judge(&compiled, accept, percent);
+                let view = ReloadView { note: state.note.clone(), ..view };
+                if view.outcome == ReloadOutcome::Held {
+                    self.hold(&mut state, &view);
+                } else {
+                    self.put_in_force(&mut state, config.policy, compiled, accept && was_held);
+                }
+                view
             }
             Err(problem) => {
                 tracing::error!(%problem, "the new configuration is bad; the old one stays");
-                state.problem = Some(problem);
-                "serving; the new configuration is bad, the old one stays"
+                state.problem = Some(problem.clone());
+                let view = ReloadView::without_losses(ReloadOutcome::Refused, percent);
+                ReloadView { problem: Some(problem), ..view }
             }
         }
+    }
+
+    /// The share that holds a change is the one in force, not the change's own.
+    fn judge(&self, proposed: &CompiledPolicy, accept: bool, percent: u32) -> ReloadView {
+        let (now, at) = (BootInstant::now(), Timestamp::now());
+        let policy = &self.deps.policy;
+        let impact = Impact::of(
+            &self.deps.board.interests(),
+            |identity, secret| policy.authorize(identity, secret, now).is_ok(),
+            |identity, secret| proposed.suppose(identity, secret, at).err(),
+        );
+        let held = !accept && impact.is_too_much(percent);
+        let outcome = if held { ReloadOutcome::Held } else { ReloadOutcome::InForce };
+        ReloadView {
+            volumes: impact.volumes,
+            volumes_hit: impact.volumes_hit,
+            losses: impact.views(),
+            ..ReloadView::without_losses(outcome, percent)
+        }
+    }
+
+    fn hold(&self, state: &mut ReloadState, view: &ReloadView) {
+        let summary = view.held_summary();
+        tracing::error!(impact = %summary, "the changed policy is held; the old one stays");
+        lifecycle(&self.deps.audit, &format!("changed policy held ({summary}) by"));
+        let volumes = i64::try_from(view.volumes_hit).unwrap_or(i64::MAX);
+        self.deps.metrics.policy_held_volumes.set(volumes);
+        state.held = Some(summary);
+    }
+
+    fn put_in_force(
+        &self,
+        state: &mut ReloadState,
+        config: PolicyConfig,
+        compiled: CompiledPolicy,
+        was_accepted: bool,
+    ) {
+        state.policy = config;
+        self.deps.policy.replace(compiled);
+        tracing::info!("configuration reloaded: policy is in force");
+        let what = if was_accepted { "held policy accepted by an operator, " } else { "policy " };
+        lifecycle(&self.deps.audit, &format!("{what}reloaded by"));
+    }
+}
+
+/// What the service manager shows.
+fn status_line(outcome: ReloadOutcome) -> &'static str {
+    match outcome {
+        ReloadOutcome::InForce => "serving; policy reloaded",
+        ReloadOutcome::Held => "serving; the changed policy is held: secrets-broker reload",
+        ReloadOutcome::Refused => "serving; the new configuration is bad, the old one stays",
+        ReloadOutcome::NoFile => "serving",
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::SharedSources;
-use crate::config::{KeySource, SourceConfig};
+use crate::config::{KeySource, LocalSettings, SourceConfig};
 use crate::domain::SourceName;
 use crate::encryption::Key;
 use crate::shutdown::{Stage, Stages, Supervisor};
@@ -29,13 +29,9 @@ impl Sources {
                     Vault::connect(config).with_context(|| format!("opening source '{name}'"))?,
                 ),
                 SourceConfig::Local(settings) => {
-                    let key = settings.key.as_ref().map(key).transpose()?;
-                    let config =
-                        LocalConfig { file: settings.file, key: key.map(|key| key.shared()) };
-                    let local = Arc::new(
-                        LocalSource::open(config)
-                            .with_context(|| format!("opening source '{name}'"))?,
-                    );
+                    let opened = open_local(&settings);
+                    let local =
+                        Arc::new(opened.with_context(|| format!("opening source '{name}'"))?);
                     sources.local.insert(name.clone(), Arc::clone(&local));
                     local
                 }
@@ -62,6 +58,13 @@ impl Sources {
     pub(super) fn local(&self) -> BTreeMap<SourceName, Arc<LocalSource>> {
         self.local.clone()
     }
+}
+
+/// Reads a local source's file and the key to it.
+pub fn open_local(settings: &LocalSettings) -> anyhow::Result<LocalSource> {
+    let key = settings.key.as_ref().map(key).transpose()?;
+    let file = settings.file.clone();
+    Ok(LocalSource::open(LocalConfig { file, key: key.map(|key| key.shared()) })?)
 }
 
 fn key(source: &KeySource) -> anyhow::Result<Key> {

@@ -12,7 +12,7 @@ use crate::status::{ExplainView, render_explain};
 pub(super) struct ExplainArgs {
     /// The secret, as on Vault's command line or as an API path: secret/shop/db.
     path: String,
-    /// Asks for this identity instead: uid:1000, volume:shop.
+    /// Asks for this identity instead: uid:1000, volume:shop, pod:NAMESPACE/SERVICEACCOUNT.
     #[arg(long = "as", value_name = "ID")]
     as_id: Option<String>,
     /// How to print it.

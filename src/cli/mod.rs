@@ -13,13 +13,16 @@ use crate::hardening::Hardened;
 mod agent_client;
 mod audit;
 mod check_config;
+mod check_volume;
 pub mod dev;
 pub mod encrypt;
 mod explain;
 mod mounter;
 mod output;
 mod pages;
+mod policy;
 mod refresh;
+mod reload;
 pub mod run;
 mod status;
 
@@ -35,7 +38,7 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done; status: healthy
-  1   failed; status: degraded; check-config: problems
+  1   failed; status: degraded; check-config, check-volume: problems
   2   no agent answers on the socket
   64  the command line is wrong";
 
@@ -65,8 +68,16 @@ enum Command {
     /// Has a secret fetched again now; leased ones are renewed instead.
     #[command(after_help = EXIT_CODES)]
     Refresh(refresh::RefreshArgs),
+    /// Has the agent read its configuration now; puts a policy in force that is held.
+    #[command(after_help = reload::EXIT_CODES)]
+    Reload(reload::ReloadArgs),
     /// Checks a configuration: every problem with file, line, reason and remedy. Changes nothing.
     CheckConfig(ConfigArgs),
+    /// Checks the volumes of a Kubernetes manifest as the CSI driver would, without a cluster.
+    #[command(after_help = check_volume::EXIT_CODES)]
+    CheckVolume(check_volume::CheckVolumeArgs),
+    /// Answers what the policy of a configuration decides.
+    Policy(policy::PolicyArgs),
     /// Encrypts a value for the configuration or a local source; makes keys.
     Encrypt(encrypt::EncryptArgs),
     /// Decrypts such a value.
@@ -154,7 +165,10 @@ fn dispatch(command: Command, hardened: &Hardened) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::status(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Refresh(args) => refresh::refresh(&args),
+        Command::Reload(args) => reload::reload(&args),
         Command::CheckConfig(args) => check_config::check_config(&args),
+        Command::CheckVolume(args) => check_volume::check_volume(&args),
+        Command::Policy(args) => policy::policy(&args),
         Command::Encrypt(args) => encrypt::encrypt(args),
         Command::Decrypt(args) => encrypt::decrypt(args),
         Command::Audit(args) => audit::audit(args),

@@ -15,6 +15,8 @@ pub(super) struct Document<'a> {
     file: &'a str,
     text: &'a str,
     pub(super) host: &'a Host<'a>,
+    /// The files that it names belong to another machine.
+    pub(super) is_elsewhere: bool,
     key: OnceCell<KeySource>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
@@ -39,7 +41,13 @@ impl Place {
 impl<'a> Document<'a> {
     pub(super) fn new(file: &'a str, text: &'a str, host: &'a Host<'a>) -> Self {
         let (problems, warnings) = Default::default();
-        Self { file, text, host, key: OnceCell::new(), problems, warnings }
+        let key = OnceCell::new();
+        Self { file, text, host, is_elsewhere: false, key, problems, warnings }
+    }
+
+    /// The same where the files that the document names are not: CA bundles are not looked at.
+    pub(super) fn elsewhere(self) -> Self {
+        Self { is_elsewhere: true, ..self }
     }
 
     /// Parses the text; every syntax error becomes a problem.
@@ -86,9 +94,14 @@ impl<'a> Document<'a> {
     }
 
     fn describe(&self, place: &Place, message: String, remedy: String) -> Problem {
+        let (file, line) = (self.file.to_owned(), self.line(place));
+        Problem { file, line, key: place.key.clone(), message, remedy }
+    }
+
+    /// The line of a place, counted from 1.
+    pub(super) fn line(&self, place: &Place) -> usize {
         let before = &self.text.as_bytes()[..place.offset.min(self.text.len())];
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        Problem { file: self.file.to_owned(), line, key: place.key.clone(), message, remedy }
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// Problems and warnings, each in the order of the file.

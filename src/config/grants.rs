@@ -19,10 +19,16 @@ pub(super) fn policy(root: &Section, sources: &Sources) -> (Duration, PolicyConf
     let cedar = section.get("cedar_file").and_then(|field| cedar(&field));
     let recheck = section.positive_duration("recheck", Duration::from_secs(60));
     let forbid_grace = section.duration("forbid_grace", Duration::from_secs(60));
+    let hold_percent = section.count("hold_percent", 10);
+    if hold_percent > 100 {
+        let remedy = "write 1 to 100; 100 holds nothing";
+        section.problem_at("hold_percent", format!("{hold_percent} is no share"), remedy);
+    }
     let decides = section.choice("own_identity", true, &[("vault", true), ("deny", false)]);
     section.finish();
     let own_identity = if decides { sources.with_pod_login() } else { BTreeSet::new() };
-    (forbid_grace, PolicyConfig { grants: Vec::new(), cedar, recheck, own_identity })
+    let grants = Vec::new();
+    (forbid_grace, PolicyConfig { grants, cedar, recheck, own_identity, hold_percent })
 }
 
 fn cedar(field: &Field) -> Option<CedarFile> {

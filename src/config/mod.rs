@@ -15,6 +15,7 @@ mod accounts;
 mod agent;
 mod ca;
 mod cache;
+mod cases;
 mod csi;
 mod defaults;
 mod document;
@@ -31,6 +32,7 @@ mod values;
 mod vault;
 mod volumes;
 
+pub use cases::{MountOf, cases};
 pub use problem::{ConfigError, Problem};
 pub use settings::{
     AgentConfig, Config, CsiSettings, KeySource, LocalSettings, MounterPlace, PlacementSettings,
@@ -75,20 +77,26 @@ impl Config {
     /// Reads and validates a file. Blocks on small file reads; nothing is changed or contacted.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &file, &Host::this()),
-            Err(error) => {
-                let message = format!("cannot read the configuration: {error}");
-                let remedy = "name the file with --config, and let this user read it".to_owned();
-                let key = String::new();
-                Err(ConfigError { problems: vec![Problem { file, line: 0, key, message, remedy }] })
-            }
-        }
+        let text =
+            read_text(path, &file, "name the file with --config, and let this user read it")?;
+        Self::parse(&text, &file, &Host::this())
+    }
+
+    /// Reads and validates a file on another machine than its node's, to ask what it would decide:
+    /// CA bundles, keys and local sources need not be there. Cedar rules and variables do.
+    pub fn load_elsewhere(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let host = Host { open: &|_| Ok(()), ..Host::this() };
+        let text = read_text(path, &file, "name the configuration with --config")?;
+        Self::validate(Document::new(&file, &text, &host).elsewhere())
     }
 
     /// Validates a configuration's text; `file` is what problems call it.
     pub fn parse(text: &str, file: &str, host: &Host) -> Result<Self, ConfigError> {
-        let document = Document::new(file, text, host);
+        Self::validate(Document::new(file, text, host))
+    }
+
+    fn validate(document: Document) -> Result<Self, ConfigError> {
         let tree = document.parse();
         let config = tree.as_ref().and_then(|tree| read(&document, tree.get_ref()));
         let (problems, warnings) = document.finish();
@@ -97,6 +105,15 @@ impl Config {
             _ => Err(ConfigError { problems }),
         }
     }
+}
+
+fn read_text(path: &Path, file: &str, remedy: &str) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let message = format!("cannot read the configuration: {error}");
+        let (file, key) = (file.to_owned(), String::new());
+        let problem = Problem { file, line: 0, key, message, remedy: remedy.to_owned() };
+        ConfigError { problems: vec![problem] }
+    })
 }
 
 /// Reads every section, whatever is wrong with the others. `None` only after a problem was noted.

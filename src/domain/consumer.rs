@@ -105,6 +105,11 @@ impl ConsumerId {
         Self(Arc::from(format!("pod:{pod}@{}", pod.uid)))
     }
 
+    /// Any pod of a service account, where somebody asks what policy would decide about one.
+    pub fn supposed_pod(account: &ServiceAccount) -> Self {
+        Self(Arc::from(format!("pod:{account}")))
+    }
+
     /// Everybody on this node who runs as a service account, where a rule shares among them.
     pub fn service_account(account: &ServiceAccount) -> Self {
         Self(Arc::from(format!("serviceaccount:{account}@{}", account.uid)))

@@ -10,6 +10,7 @@ pub mod kubelet_cgroup;
 pub mod peer;
 mod runtime_names;
 pub mod self_test;
+pub mod supposed;
 pub mod token;
 
 /// How an identity was proved, weakest first so that policy can name the least it accepts.
@@ -148,8 +149,7 @@ impl Identity {
         }
     }
 
-    /// The identity of a user of this host: what [`peer`] proved, or what an operator supposes when
-    /// asking why somebody would be allowed or denied (explaining reads nothing).
+    /// The identity of a user of this host: what [`peer`] proved, or what is [`supposed`].
     pub(crate) fn host_user(
         uid: u32,
         gid: u32,

@@ -18,6 +18,9 @@ pub struct PolicyConfig {
     /// Sources that decide themselves what a pod's own service account may read: there no rule has
     /// to permit it, and rules may only forbid.
     pub own_identity: BTreeSet<SourceName>,
+    /// A changed policy that would take secrets from more than this share of the volumes is held,
+    /// in percent.
+    pub hold_percent: u32,
 }
 
 impl Default for PolicyConfig {
@@ -27,6 +30,7 @@ impl Default for PolicyConfig {
             cedar: None,
             recheck: Duration::from_secs(60),
             own_identity: BTreeSet::new(),
+            hold_percent: 10,
         }
     }
 }

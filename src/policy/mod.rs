@@ -12,18 +12,22 @@ use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef, SourceName};
 use crate::identity::{Identity, Subject};
 
+mod cases;
 mod engine;
 mod grants;
 #[cfg(test)]
 mod pod_tests;
 mod rules;
 mod schema;
+mod supposed;
 #[cfg(test)]
 mod tests;
 
+pub use cases::{Case, Expected, Outcome};
 pub use engine::CompiledPolicy;
 pub use grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
 pub use rules::PolicyError;
+pub use supposed::Supposed;
 
 /// Proof that policy allows this identity this secret, until a time and under one generation.
 #[derive(Debug, Clone)]

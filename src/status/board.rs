@@ -1,13 +1,14 @@
 //! Where volumes put their current state: the last write wins, status reads all of them.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use crate::broker::Problem;
 use crate::clock::BootInstant;
 use crate::domain::{SecretRef, VolumeName};
+use crate::identity::Identity;
 
 /// Where volumes put their current state for status; the last write wins. Cheap to clone.
 #[derive(Clone, Default)]
@@ -16,6 +17,7 @@ pub struct VolumeBoard(Arc<Board>);
 #[derive(Default)]
 struct Board {
     volumes: Mutex<BTreeMap<VolumeName, VolumeStatus>>,
+    interests: Mutex<BTreeMap<VolumeName, Interest>>,
     changes: watch::Sender<()>,
 }
 
@@ -36,9 +38,21 @@ impl VolumeBoard {
         self.0.changes.subscribe()
     }
 
+    /// Replaces what one volume reads.
+    pub fn reads(&self, name: &VolumeName, interest: Interest) {
+        self.lock_interests().insert(name.clone(), interest);
+    }
+
+    /// What every volume reads, in name order.
+    pub fn interests(&self) -> Vec<(VolumeName, Interest)> {
+        let interests = self.lock_interests();
+        interests.iter().map(|(name, interest)| (name.clone(), interest.clone())).collect()
+    }
+
     /// Forgets a volume.
     pub fn remove(&self, name: &VolumeName) {
         self.lock().remove(name);
+        self.lock_interests().remove(name);
     }
 
     /// All volumes in name order.
@@ -46,9 +60,22 @@ impl VolumeBoard {
         self.lock().values().cloned().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<VolumeName, VolumeStatus>> {
-        self.0.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeName, VolumeStatus>> {
+        self.0.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn lock_interests(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Interest>> {
+        self.0.interests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a volume reads and as whom: what a changed policy has to be asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interest {
+    /// Who the volume is to policy.
+    pub identity: Identity,
+    /// Its secrets whose API paths are known.
+    pub secrets: BTreeSet<SecretRef>,
 }
 
 /// One volume as its task last saw it.

@@ -30,6 +30,8 @@ pub struct Facts {
     pub instance: String,
     /// Why the newest configuration is not in force, if it is not.
     pub config_problem: Option<String>,
+    /// What a changed policy would take away, if it is held.
+    pub policy_held: Option<String>,
     /// Whether audit records are being taken.
     pub audit_healthy: bool,
     /// What each source is.
@@ -282,5 +284,15 @@ mod tests {
         let view = view(&report, &volumes, &facts);
         assert!(view.headline.starts_with("the audit log takes no records"));
         assert!(view.causes.last().unwrap().contains("broker.toml:3: x"));
+    }
+
+    #[test]
+    fn a_held_policy_degrades_and_says_how_it_is_accepted() {
+        let (report, volumes, mut facts) = sample::healthy();
+        facts.policy_held = Some("3 of 4 volumes would lose secrets: …".to_owned());
+        let view = view(&report, &volumes, &facts);
+        assert_eq!(view.health, Health::Degraded);
+        assert!(view.headline.contains("3 of 4 volumes"), "{}", view.headline);
+        assert!(view.outlook.unwrap().to_do[0].contains("reload --accept"));
     }
 }

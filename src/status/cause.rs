@@ -50,6 +50,12 @@ pub(super) fn causes(report: &Report, volumes: &[VolumeStatus], facts: &Facts) -
             "run: secrets-broker check-config",
         ));
     }
+    if let Some(impact) = &facts.policy_held {
+        causes.push(Cause::new(
+            format!("the changed policy is held and the old one in force: {impact}"),
+            "correct the grants, or run: secrets-broker reload --accept; a restart accepts it too",
+        ));
+    }
     causes
 }
 

@@ -68,7 +68,7 @@ fn section(text: &mut String, title: &str, style: Style) {
 }
 
 /// Rows under a header, aligned; no lines, so that it can be cut and pasted.
-fn table(text: &mut String, header: &[&str], rows: Vec<Vec<String>>, style: Style) {
+pub fn table(text: &mut String, header: &[&str], rows: Vec<Vec<String>>, style: Style) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     if let Some(width) = style.width {

@@ -130,6 +130,7 @@ fn facts() -> Facts {
         wall_now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         instance: "a1b2c3".to_owned(),
         config_problem: None,
+        policy_held: None,
         audit_healthy: true,
         sources: BTreeMap::from([("vault".parse().unwrap(), description)]),
         hardening: vec!["memory locked".to_owned()],

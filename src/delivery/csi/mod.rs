@@ -55,7 +55,8 @@ mod proto {
     }
 }
 
-pub use roles::{TenantRole, TenantRoleError};
+pub use request::WRITABLE;
+pub use roles::{TenantRole, TenantRoleError, check_role};
 
 use error::CsiError;
 use records::Records;

@@ -14,6 +14,8 @@ use super::proto::csi::volume_capability::AccessType;
 /// Where the kubelet puts the pod's tokens: in `secrets` since Kubernetes 1.35, before that among
 /// the attributes.
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+/// What a volume that a pod could write to is told.
+pub const WRITABLE: &str = "the volume is writable; write readOnly: true under csi";
 /// Set for volumes that are written in the pod's own spec.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
@@ -46,7 +48,7 @@ impl Publish {
         }
         let fs_group = capability(request, &mut problems);
         if !request.readonly {
-            problems.push("the volume is writable; write readOnly: true under csi".to_owned());
+            problems.push(WRITABLE.to_owned());
         }
         let target = noted(Target::parse(root, &request.target_path), &mut problems);
         let context = &request.volume_context;

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use super::attributes::Attributes;
 use crate::domain::{ServiceAccount, VaultRole};
 
 /// A pattern over role names: `*` is any run of characters, `{namespace}` and `{serviceaccount}`
@@ -33,6 +34,22 @@ impl TenantRole {
         let pattern = fill(&self.0, account.namespace.as_str(), account.name.as_str());
         matches(&pattern, role.as_str())
     }
+}
+
+/// Whether pods of this account may have the role their attributes name, if they name one.
+pub fn check_role(
+    permitted: &[TenantRole],
+    attributes: &Attributes,
+    account: &ServiceAccount,
+) -> Result<(), String> {
+    let Some(role) = &attributes.role else { return Ok(()) };
+    if permitted.iter().any(|pattern| pattern.permits(role, account)) {
+        return Ok(());
+    }
+    Err(format!(
+        "role: pods of {account} may not choose '{role}'; remove role, or ask the operator of \
+         this agent for [csi] tenant_roles"
+    ))
 }
 
 fn fill(pattern: &str, namespace: &str, service_account: &str) -> String {

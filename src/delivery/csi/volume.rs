@@ -26,6 +26,7 @@ use super::first_fill::first_fill;
 use super::pod_socket;
 use super::records::VolumeRecord;
 use super::request::Publish;
+use super::roles::check_role;
 use super::volumes::{Reservation, Shared};
 
 /// What is asked of a volume's task.
@@ -156,15 +157,8 @@ impl Volume {
         attributes: &Attributes,
         account: &ServiceAccount,
     ) -> Result<(), CsiError> {
-        let Some(role) = &attributes.role else { return Ok(()) };
-        if self.shared.config.tenant_roles.iter().any(|one| one.permits(role, account)) {
-            return Ok(());
-        }
-        let problem = format!(
-            "role: pods of {account} may not choose '{role}'; remove role, or ask the operator of \
-             this agent for [csi] tenant_roles"
-        );
-        Err(CsiError::Invalid(vec![problem]))
+        check_role(&self.shared.config.tenant_roles, attributes, account)
+            .map_err(|problem| CsiError::Invalid(vec![problem]))
     }
 
     /// A pod that runs is never disturbed by a call that only brings its new token: it has a

@@ -32,7 +32,7 @@ use crate::domain::VolumeName;
 use crate::identity::Identity;
 use crate::policy::Policy;
 use crate::shutdown::{Stage, Stages, Supervisor};
-use crate::status::VolumeBoard;
+use crate::status::{Interest, VolumeBoard};
 use crate::sys;
 
 pub mod apply;
@@ -134,6 +134,8 @@ pub async fn keep(
     let timer = BootTimer::new().context("cannot make a timer")?;
     while !stop.is_cancelled() {
         let current = levels.borrow_and_update().clone();
+        let secrets = current.values().filter_map(|level| level.secret.clone()).collect();
+        deps.board.reads(&config.name, Interest { identity: identity.clone(), secrets });
         let settled;
         (publisher, settled) = settle(publisher, current).await?;
         let next = report(&config.name, &deps, &mut notifier, settled);

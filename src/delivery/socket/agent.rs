@@ -1,5 +1,5 @@
-//! `/agent/v1/`: status, leases, explain, refresh, events, metrics and health. Operators see
-//! everything except values; a workload sees itself.
+//! `/agent/v1/`: status, leases, explain, refresh, reload, events, metrics and health. Operators
+//! see everything except values; a workload sees itself.
 
 use std::time::Duration;
 
@@ -49,12 +49,21 @@ pub trait OperatorApi: Send + Sync {
         path: &str,
         as_id: Option<&str>,
     ) -> Result<Box<RawValue>, Refusal>;
+    /// Reads the configuration again (operators only, checked already); `accept` puts its policy in
+    /// force whatever it takes away.
+    async fn reload(&self, accept: bool) -> Result<Box<RawValue>, Refusal>;
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RefreshRequest {
     path: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReloadRequest {
+    accept: bool,
 }
 
 impl Connection {
@@ -75,6 +84,9 @@ impl Connection {
                 return Ok(answer::json_text(view));
             }
             AgentRoute::Refresh => self.refresh(&viewer, body).await?,
+            AgentRoute::Reload => {
+                return Ok(answer::json_text(self.reload(&viewer, body).await?));
+            }
             AgentRoute::Events { since } => self.events(since).await?,
         };
         Ok(answer::json(StatusCode::OK, &value))
@@ -130,6 +142,17 @@ impl Connection {
         };
         let entries = self.deps.broker.refresh(secret.clone(), login).await?;
         Ok(json!({ "secret": secret.to_string(), "entries": entries }))
+    }
+
+    async fn reload(&self, viewer: &Viewer, body: Incoming) -> Result<Box<RawValue>, Refusal> {
+        if !matches!(viewer, Viewer::Operator) {
+            return Err(Refusal::denied());
+        }
+        let body = self.body(body).await?;
+        let asked: ReloadRequest = serde_json::from_slice(&body).map_err(|_| {
+            Refusal::bad_request("the body must be a JSON object with accept: true or false")
+        })?;
+        self.deps.operators.reload(asked.accept).await
     }
 
     /// A workload may have its own KV read again, with the identity this returns; anything else

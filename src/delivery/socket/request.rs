@@ -78,6 +78,8 @@ pub enum AgentRoute {
     },
     /// Fetch again now; the path is in the body.
     Refresh,
+    /// Read the configuration again now; whether to accept it is in the body.
+    Reload,
     /// Wait for the next change after this one.
     Events {
         /// The change already known.
@@ -256,6 +258,7 @@ fn agent(method: &Method, path: &str, query: Option<&str>) -> Result<AgentRoute,
             as_id: parameters.take("as"),
         },
         "refresh" => AgentRoute::Refresh,
+        "reload" => AgentRoute::Reload,
         "events" => {
             let since = parameters.take("since").map(|text| text.parse());
             let since = since
@@ -266,7 +269,10 @@ fn agent(method: &Method, path: &str, query: Option<&str>) -> Result<AgentRoute,
         _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "no such route below /agent/v1/")),
     };
     parameters.finish()?;
-    let wanted = if route == AgentRoute::Refresh { Method::POST } else { Method::GET };
+    let wanted = match route {
+        AgentRoute::Refresh | AgentRoute::Reload => Method::POST,
+        _ => Method::GET,
+    };
     if *method != wanted {
         let message = format!("use {wanted} for this route");
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message));

@@ -1,0 +1,29 @@
+//! What a policy would decide, asked without a wish to read: no proof comes of it.
+
+use jiff::Timestamp;
+
+use super::{CompiledPolicy, Denied};
+use crate::domain::{LoginIdentity, RuleName, SecretRef};
+use crate::identity::Identity;
+
+/// What would be allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Supposed {
+    /// The rule that permits it.
+    pub rule: RuleName,
+    /// Whose identity would be used upstream.
+    pub login: LoginIdentity,
+}
+
+impl CompiledPolicy {
+    /// What this policy, in force or not, says about a caller and a secret at a moment.
+    pub fn suppose(
+        &self,
+        identity: &Identity,
+        secret: &SecretRef,
+        at: Timestamp,
+    ) -> Result<Supposed, Denied> {
+        let permit = self.decide(identity, secret, at)?;
+        Ok(Supposed { rule: permit.rule, login: permit.login })
+    }
+}
