@@ -3,6 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accounts;
 mod csi;
 mod ground;
+mod hostile;
+mod many;
+mod policy;
 mod product;
+mod restart;
+mod sub_path;
