@@ -5,6 +5,7 @@ mod support;
 
 mod accounts;
 mod csi;
+mod database;
 mod ground;
 mod hostile;
 mod many;
