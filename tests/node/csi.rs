@@ -1,13 +1,11 @@
 //! Secrets as files in real pods, published by the real kubelet.
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 
 use crate::product::{pod, product, restrict};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
-use crate::support::shared::{NAMESPACE, node};
+use crate::support::shared::node;
 
 #[test]
 fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
@@ -77,62 +75,10 @@ fn a_pod_that_may_not_gets_nothing_and_its_events_say_why() {
     ];
     for (name, attributes, reason) in &rows {
         node.apply(&pod("other", name, "web", BUSYBOX, attributes.clone()));
-        let path = "api/v1/namespaces/other/events?fieldSelector=involvedObject.name=";
-        let events = || node.get(&format!("{path}{name}")).unwrap_or_default().to_string();
-        let deadline = Instant::now() + Duration::from_secs(90);
-        while !events().contains(reason) {
-            assert!(Instant::now() < deadline, "{name}: {}\n{}", events(), product.log());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        assert!(!events().contains("s3cr3t"));
+        product.wait_for_event("other", name, reason, "s3cr3t");
         node.delete_pod("other", name);
     }
     let volumes = product.status()["volumes"].to_string();
     assert!(!volumes.contains("other/"), "{volumes}");
     assert!(!product.log().contains("s3cr3t"));
-}
-
-#[test]
-fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_current() {
-    let product = product();
-    let node = node();
-    product.account("stay", "web");
-    product.let_in("stay", "web");
-    product.bed.vault.put_kv2("shop/stay", json!({ "token": "first" }));
-    // A file that the agent, without the right to read everything, cannot read again.
-    let attributes = json!({ "secret": "secret/shop/stay#token", "owner": "1000", "mode": "0400" });
-    node.apply(&pod("stay", "app", "web", BUSYBOX, attributes));
-    node.wait_until_ready("stay", "app");
-    let read = || {
-        let output = node.exec("stay", "app", "main", &["cat", "/secrets/token"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    assert_eq!(read(), "first");
-
-    let before = product.pod_name();
-    node.kubectl(&[
-        "delete",
-        "pod",
-        &before,
-        "--namespace",
-        NAMESPACE,
-        "--grace-period=0",
-        "--force",
-    ]);
-    eventually(SOON, "a successor runs", || {
-        assert_eq!(read(), "first");
-        product.pods().iter().any(|pod| *pod != before)
-    });
-    node.wait_until_ready(NAMESPACE, &product.pod_name());
-    assert_eq!(read(), "first");
-    // The kubelet brings the pod's token again within two minutes; then the agent can log in.
-    product.bed.vault.put_kv2("shop/stay", json!({ "token": "second" }));
-    eventually(Duration::from_secs(180), "the successor writes the new value", || {
-        product.command(&["refresh", "secret/shop/stay"]);
-        read() == "second"
-    });
-    let volumes = product.status()["volumes"].to_string();
-    assert!(volumes.contains("stay/app"), "{volumes}");
-    node.delete_pod("stay", "app");
 }

@@ -3,6 +3,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accounts;
 mod csi;
+mod database;
 mod ground;
+mod hostile;
+mod many;
+mod policy;
 mod product;
+mod restart;
+mod sub_path;

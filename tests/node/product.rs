@@ -1,35 +1,37 @@
-//! The product on the node as a cluster runs it: a DaemonSet of agent and mounter, the CSIDriver,
-//! Vault beside them, and the pods that use it.
+//! The product on the node as a cluster runs it: installed by Helm from the chart, Vault beside it,
+//! and the pods that use it.
 
-use std::path::PathBuf;
-use std::process::Output;
-use std::sync::{Arc, LazyLock};
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Value, json};
 
 use crate::ground::{self, SERVE};
-use crate::support::kubernetes::NODE;
+use crate::support::kubernetes::{NODE, User};
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{Node, SOON};
-use crate::support::shared::{AGENT, NAMESPACE, node};
+use crate::support::server_program;
+use crate::support::shared::{NAMESPACE, node};
 use crate::support::testbed::Testbed;
 
 /// The driver's name.
 pub const DRIVER: &str = "csi.secrets-broker.io";
-/// Below the kubelet's root of the node.
-const RUN: &str = "/run/secrets-broker";
+/// The chart's release.
+const RELEASE: &str = "secrets-broker";
 
 /// What Vault lets a pod's own service account read.
 const POD_POLICY: &str = r#"
-path "secret/data/shop/*"  { capabilities = ["read"] }
-path "database/creds/shop" { capabilities = ["read"] }
+path "secret/data/shop/*" { capabilities = ["read"] }
+path "database/creds/*"   { capabilities = ["read"] }
 "#;
 
+/// What an operator writes: the chart adds the rest.
 const CONFIG: &str = r#"
-[agent]
-log = "debug"
-
 [sources.vault]
 kind = "vault"
 address = "{vault}"
@@ -41,12 +43,8 @@ mounts = { secret = "kv2", database = "database" }
 [audit]
 output = "/run/secrets-broker/audit.log"
 
-[csi]
-enabled = true
-node = "${NODE_NAME}"
-kubelet_root = "{kubelet}"
-mounter_socket = "/run/secrets-broker/mounter/mounter.sock"
-retire_grace = "2s"
+[policy]
+forbid_grace = "1s"
 "#;
 
 /// The installed product with its Vault.
@@ -54,9 +52,19 @@ pub struct Product {
     pub bed: Testbed,
 }
 
-/// The product on this test binary's node; the node's end takes it away.
-pub fn product() -> &'static Product {
-    static PRODUCT: LazyLock<Product> = LazyLock::new(Product::install);
+/// The product on this test binary's node, which others use at the same time. The node's end takes
+/// it away.
+pub fn product() -> RwLockReadGuard<'static, Product> {
+    installed().read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same for a test that ends its processes: nobody else uses it meanwhile.
+pub fn product_alone() -> RwLockWriteGuard<'static, Product> {
+    installed().write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn installed() -> &'static RwLock<Product> {
+    static PRODUCT: LazyLock<RwLock<Product>> = LazyLock::new(|| RwLock::new(Product::install()));
     &PRODUCT
 }
 
@@ -68,21 +76,51 @@ impl Product {
         bed.vault.write("sys/policies/acl/pods", json!({ "policy": POD_POLICY }));
         let product = Product { bed };
         product.let_in("shop", "web");
-        let image = node.image("secrets-broker", &Self::program());
-        for object in product.objects(&image) {
-            node.apply(&object);
-        }
+        let program = Path::new(env!("CARGO_BIN_EXE_secrets-broker"));
+        let files: Vec<File> = program_with_libraries(program);
+        node.image("secrets-broker", &files);
+        product.configure("");
         product.wait_until_registered();
         product
+    }
+
+    /// Installs the chart or brings the release to a configuration that ends with these lines.
+    pub fn configure(&self, more: &str) {
+        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
+        let values = self.bed.dir.path().join("values.json");
+        fs::write(&values, self.values(more).to_string()).expect("write the chart's values");
+        let mut helm = Command::new(server_program("helm"));
+        // With directories of its own: nothing of whoever runs the tests counts.
+        helm.env("HOME", self.bed.dir.path());
+        helm.args(["upgrade", RELEASE, chart, "--install", "--namespace", NAMESPACE]);
+        // The testbed made the service account, for Vault's sake.
+        helm.arg("--take-ownership");
+        helm.arg("--kubeconfig").arg(self.bed.kubernetes.kubeconfig(User::Admin));
+        helm.arg("--values").arg(values);
+        let output = helm.output().expect("run helm");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "helm: {}", String::from_utf8_lossy(&said));
+    }
+
+    fn values(&self, more: &str) -> Value {
+        let config = CONFIG.replace("{vault}", &self.bed.vault.address);
+        json!({
+            "image": { "repository": "localhost/secrets-broker", "tag": "test", "pullPolicy": "Never" },
+            "config": format!("{config}{more}"),
+            "vaultCA": { "configMap": "" },
+            "log": { "level": "debug", "format": "text" },
+            "csi": {
+                "kubeletRoot": self.node().kubelet_root(),
+                "settings": "retire_grace = \"2s\"",
+            },
+            // Vault listens on loopback here.
+            "hostNetwork": true,
+        })
     }
 
     /// Never held for longer than a call: the node ends when its last user lets go of it.
     fn node(&self) -> Arc<Node> {
         node()
-    }
-
-    fn program() -> Vec<File> {
-        program_with_libraries(&PathBuf::from(env!("CARGO_BIN_EXE_secrets-broker")))
     }
 
     /// Lets the pods of one service account log in to Vault as themselves.
@@ -138,7 +176,7 @@ impl Product {
     pub fn pods(&self) -> Vec<String> {
         let pods = self.node().get(&format!("api/v1/namespaces/{NAMESPACE}/pods")).expect("pods");
         let ours = |pod: &&Value| {
-            pod["metadata"]["labels"]["app"] == "secrets-broker"
+            pod["metadata"]["labels"]["app.kubernetes.io/name"] == "secrets-broker"
                 && pod["metadata"]["deletionTimestamp"].is_null()
         };
         let names = pods["items"].as_array().into_iter().flatten().filter(ours);
@@ -178,127 +216,35 @@ impl Product {
         self.bed.vault.audit_requests(path, operation)
     }
 
-    fn objects(&self, image: &str) -> Vec<Value> {
-        let kubelet = self.node().kubelet_root();
-        let kubelet = kubelet.to_str().expect("a readable path");
-        let config =
-            CONFIG.replace("{vault}", &self.bed.vault.address).replace("{kubelet}", kubelet);
-        let binding = json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": { "name": "secrets-broker-keys" },
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": "system:service-account-issuer-discovery",
-            },
-            "subjects": [
-                { "kind": "ServiceAccount", "namespace": NAMESPACE, "name": AGENT },
-            ],
-        });
-        let driver = json!({
-            "apiVersion": "storage.k8s.io/v1",
-            "kind": "CSIDriver",
-            "metadata": { "name": DRIVER },
-            "spec": {
-                "attachRequired": false,
-                "podInfoOnMount": true,
-                "volumeLifecycleModes": ["Ephemeral"],
-                "fsGroupPolicy": "None",
-                "requiresRepublish": true,
-                "storageCapacity": false,
-                "tokenRequests": [{ "audience": "vault", "expirationSeconds": 3600 }],
-            },
-        });
-        let map = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": { "namespace": NAMESPACE, "name": "secrets-broker" },
-            "data": { "config.toml": config },
-        });
-        vec![binding, driver, map, Self::daemon_set(image, kubelet)]
+    /// Waits until the pod's events hold this reason; they never hold the secret `canary`.
+    pub fn wait_for_event(&self, namespace: &str, pod: &str, reason: &str, canary: &str) {
+        let path =
+            format!("api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name={pod}");
+        let events = || self.node().get(&path).unwrap_or_default().to_string();
+        let deadline = Instant::now() + 2 * SOON;
+        while !events().contains(reason) {
+            assert!(Instant::now() < deadline, "{pod}: {}\n{}", events(), self.log());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert!(!events().contains(canary), "{}", events());
     }
 
-    fn daemon_set(image: &str, kubelet: &str) -> Value {
-        let labels = json!({ "app": "secrets-broker" });
-        let plugins = format!("{kubelet}/plugins/{DRIVER}");
-        let registry = format!("{kubelet}/plugins_registry");
-        let token = json!({ "audience": "vault", "expirationSeconds": 3600, "path": "token" });
-        let mut kubelet_mount = at("kubelet", kubelet);
-        kubelet_mount["mountPropagation"] = json!("Bidirectional");
-        let agent = json!({
-            "name": "agent",
-            "image": image,
-            "imagePullPolicy": "Never",
-            "command": ["secrets-broker", "run"],
-            "env": [{
-                "name": "NODE_NAME",
-                "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } },
-            }],
-            "securityContext": {
-                "allowPrivilegeEscalation": false,
-                "readOnlyRootFilesystem": true,
-                "capabilities": {
-                    "drop": ["ALL"],
-                    "add": ["CHOWN", "FOWNER", "IPC_LOCK", "LEASE"],
-                },
-                "seccompProfile": { "type": "RuntimeDefault" },
-            },
-            "volumeMounts": [
-                at("config", "/etc/secrets-broker"),
-                at("vault-token", "/var/run/secrets/vault"),
-                at("plugin", &plugins),
-                at("registry", &registry),
-                at("run", RUN),
-            ],
-        });
-        let mounter = json!({
-            "name": "mounter",
-            "image": image,
-            "imagePullPolicy": "Never",
-            "command": ["secrets-broker", "mounter", "--kubelet-root", kubelet],
-            "securityContext": { "privileged": true, "readOnlyRootFilesystem": true },
-            "volumeMounts": [kubelet_mount, at("run", RUN)],
-        });
-        json!({
-            "apiVersion": "apps/v1",
-            "kind": "DaemonSet",
-            "metadata": { "namespace": NAMESPACE, "name": "secrets-broker" },
-            "spec": {
-                "selector": { "matchLabels": labels },
-                "template": {
-                    "metadata": { "labels": labels },
-                    "spec": {
-                        "serviceAccountName": AGENT,
-                        // Vault listens on loopback here.
-                        "hostNetwork": true,
-                        "terminationGracePeriodSeconds": 10,
-                        "containers": [agent, mounter],
-                        "volumes": [
-                            { "name": "config", "configMap": { "name": "secrets-broker" } },
-                            { "name": "vault-token", "projected": { "sources": [
-                                { "serviceAccountToken": token },
-                            ] } },
-                            host("plugin", &plugins),
-                            host("registry", &registry),
-                            host("run", RUN),
-                            { "name": "kubelet", "hostPath": { "path": kubelet } },
-                        ],
-                    },
-                },
-            },
-        })
+    /// Logins to Vault of this namespace's service accounts, from its audit log.
+    pub fn logins_of(&self, namespace: &str) -> usize {
+        let entries = self.bed.vault.audit_log();
+        let counts = |entry: &&Value| {
+            entry["type"] == "response"
+                && entry["request"]["path"] == "auth/kubernetes/login"
+                && entry["auth"]["metadata"]["service_account_namespace"] == namespace
+        };
+        entries.iter().filter(counts).count()
     }
-}
 
-/// A directory of the node's.
-fn host(name: &str, path: &str) -> Value {
-    json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } })
-}
-
-/// Where a container has a volume.
-fn at(name: &str, path: &str) -> Value {
-    json!({ "name": name, "mountPath": path })
+    /// Users in PostgreSQL that Vault made for this database role.
+    pub fn users_of(&self, role: &str) -> Vec<String> {
+        let users = self.bed.database_users();
+        users.into_iter().filter(|user| user.contains(&format!("-{role}-"))).collect()
+    }
 }
 
 /// A pod of one container `main` with a volume at `/secrets`.
@@ -325,4 +271,21 @@ pub fn restrict(pod: &mut Value) {
     });
     pod["spec"]["containers"][0]["securityContext"] =
         json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
+}
+
+/// What is mounted, or left of directories, of a pod's volumes.
+pub fn leftovers(uid: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
+    let mounts = table.lines().filter(|line| line.contains(uid)).map(str::to_owned);
+    let private = node().kubelet_root().join(format!("plugins/{DRIVER}/volumes"));
+    let names = fs::read_dir(private).expect("the driver's directory").flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    mounts.chain(names.filter(|name| name.contains(uid))).collect()
+}
+
+/// Reads a file's bytes also after it was unlinked, without keeping it open until then.
+pub fn unlinked(file: &Path) -> impl Fn() -> Vec<u8> + use<> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let handle = open(file, flags, Mode::empty()).expect("find the file");
+    move || fs::read(format!("/proc/self/fd/{}", handle.as_raw_fd())).expect("read the file")
 }

@@ -38,14 +38,18 @@ impl Node {
     /// What the container's current run has written so far, both streams in order; empty before it
     /// starts.
     pub fn pod_log(&self, namespace: &str, pod: &str, container: &str) -> String {
+        self.pod_log_file(namespace, pod, container).map_or_else(String::new, |file| {
+            plain_log(&fs::read_to_string(file).expect("read the pod's log"))
+        })
+    }
+
+    /// The file of that, which goes away with the pod; `plain_log` reads its format.
+    pub fn pod_log_file(&self, namespace: &str, pod: &str, container: &str) -> Option<PathBuf> {
         let uid = self.pod(namespace, pod)["metadata"]["uid"].as_str().expect("a uid").to_owned();
         let runs = format!("/var/log/pods/{namespace}_{pod}_{uid}/{container}");
         let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u32>().ok();
         let files = fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
-        let last = files.filter(|path| number(path).is_some()).max_by_key(number);
-        last.map_or_else(String::new, |file| {
-            plain_log(&fs::read_to_string(file).expect("read the pod's log"))
-        })
+        files.filter(|path| number(path).is_some()).max_by_key(number)
     }
 
     /// Runs a command in a running container, as its user and with its limits.
@@ -55,14 +59,35 @@ impl Node {
         self.containerd.exec(&self.container_id(namespace, pod, container), &exec, command)
     }
 
+    /// The first process of a container that runs, as the tests see it: `/proc/<it>/root` is what
+    /// the container sees.
+    pub fn container_process(&self, namespace: &str, pod: &str, container: &str) -> Option<u32> {
+        let id = self.running_id(namespace, pod, container)?;
+        let processes = fs::read_dir("/proc").expect("read /proc").flatten();
+        let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        ids.find(|process: &u32| {
+            let read = |file: &str| {
+                fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default()
+            };
+            let status = read("status");
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            let first = ids.and_then(|ids| ids.split_whitespace().next_back()) == Some("1");
+            first && read("cgroup").contains(&id)
+        })
+    }
+
     /// The id that is also in the container's cgroup path.
     pub fn container_id(&self, namespace: &str, pod: &str, container: &str) -> String {
+        let id = self.running_id(namespace, pod, container);
+        id.unwrap_or_else(|| panic!("{pod} has no running container {container}"))
+    }
+
+    fn running_id(&self, namespace: &str, pod: &str, container: &str) -> Option<String> {
         let status = &self.pod(namespace, pod)["status"];
         let containers = status["containerStatuses"].as_array().into_iter().flatten();
         let mut found = containers.filter(|status| status["name"] == container);
-        let id = found.next().and_then(|status| status["containerID"].as_str());
-        let id = id.unwrap_or_else(|| panic!("{pod} has no running container {container}"));
-        id.trim_start_matches("containerd://").to_owned()
+        let id = found.next().and_then(|status| status["containerID"].as_str())?;
+        Some(id.trim_start_matches("containerd://").to_owned())
     }
 
     /// Deletes the pod, with the time it has to end by itself, and waits until it is gone.
@@ -95,7 +120,7 @@ fn pod_path(namespace: &str, name: &str) -> String {
 }
 
 /// The text of a log in the runtime interface's format: "time stream F|P text".
-fn plain_log(log: &str) -> String {
+pub fn plain_log(log: &str) -> String {
     let mut text = String::new();
     for line in log.lines() {
         let mut fields = line.splitn(4, ' ').skip(2);

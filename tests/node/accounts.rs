@@ -1,0 +1,77 @@
+//! Service accounts that only share a name have nothing in common.
+
+use serde_json::json;
+
+use crate::product::{pod, product};
+use crate::support::node::BUSYBOX;
+use crate::support::shared::node;
+
+#[test]
+fn a_recreated_service_account_gets_nothing_of_the_old_ones() {
+    let product = product();
+    let node = node();
+    let (namespace, account) = ("again", "api/v1/namespaces/again/serviceaccounts/web");
+    product.account(namespace, "web");
+    product.let_in(namespace, "web");
+    product.bed.vault.put_kv2("shop/again", json!({ "token": "s3cr3t" }));
+    let attributes = json!({ "secret": "secret/shop/again#token" });
+    let start = |name: &str| node.apply(&pod(namespace, name, "web", BUSYBOX, attributes.clone()));
+    let read = |name: &str| node.exec(namespace, name, "main", &["cat", "/secrets/token"]).stdout;
+    let path = "secret/data/shop/again";
+    start("old");
+    node.wait_until_ready(namespace, "old");
+    assert_eq!((product.logins_of(namespace), product.requests(path, "read")), (1, 1));
+    // It shares with the first: a cached copy is there, and a session to read it with.
+    start("same");
+    node.wait_until_ready(namespace, "same");
+    assert_eq!((product.logins_of(namespace), product.requests(path, "read")), (1, 1));
+
+    node.delete(account);
+    product.account(namespace, "web");
+    // Vault does not know the new one yet.
+    product.bed.vault.delete("auth/kubernetes/role/again-web");
+    start("new");
+    product.wait_for_event(namespace, "new", "invalid role name", "s3cr3t");
+    assert_eq!((product.logins_of(namespace), product.requests(path, "read")), (1, 1));
+    product.let_in(namespace, "web");
+    node.wait_until_ready(namespace, "new");
+    // Its own login, its own read; the old one's pods keep what they have.
+    assert_eq!((product.logins_of(namespace), product.requests(path, "read")), (2, 2));
+    for name in ["old", "same", "new"] {
+        assert_eq!(read(name), b"s3cr3t", "{name}");
+        node.delete_pod(namespace, name);
+    }
+}
+
+#[test]
+fn a_pod_of_another_namespace_with_the_same_account_name_gets_nothing() {
+    let product = product();
+    let node = node();
+    let vault = &product.bed.vault;
+    vault.put_kv2("shop/left", json!({ "token": "s3cr3t" }));
+    for namespace in ["left", "right"] {
+        product.account(namespace, "web");
+        product.let_in(namespace, "web");
+    }
+    // Both may log in; only one may read.
+    vault.write(
+        "sys/policies/acl/right",
+        json!({ "policy": r#"path "secret/data/right/*" { capabilities = ["read"] }"# }),
+    );
+    let role = "auth/kubernetes/role/right-web";
+    vault.write(role, json!({ "token_policies": ["right"], "audience": "vault" }));
+    let attributes = json!({ "secret": "secret/shop/left#token" });
+    node.apply(&pod("left", "app", "web", BUSYBOX, attributes.clone()));
+    node.wait_until_ready("left", "app");
+    node.apply(&pod("right", "app", "web", BUSYBOX, attributes));
+    product.wait_for_event("right", "app", "permission denied", "s3cr3t");
+    assert_eq!(product.logins_of("left"), 1);
+    assert!(product.logins_of("right") >= 1, "it logs in by itself");
+    let right = &node.pod("right", "app")["status"];
+    assert_eq!(right["phase"], "Pending", "{right}");
+    let volumes = product.status()["volumes"].to_string();
+    assert!(volumes.contains("left/app"), "{volumes}");
+    for namespace in ["left", "right"] {
+        node.delete_pod(namespace, "app");
+    }
+}

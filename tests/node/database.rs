@@ -1,0 +1,125 @@
+//! A database credential in a pod's file over its whole life: renewed, replaced with overlap, ended
+//! with its pod.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use serde_json::{Value, json};
+
+use crate::product::{Product, leftovers, pod, product, unlinked};
+use crate::support::node::pods::plain_log;
+use crate::support::node::{BUSYBOX, SOON};
+use crate::support::process::eventually;
+use crate::support::shared::node;
+
+/// Reads for some seconds when it is told to end, and then says so.
+const READS_LAST: &str = "
+    end() {
+        for i in $(seq 30); do
+            cat /secrets/token /secrets/database.json >/dev/null && echo read || echo missing
+            sleep 0.2
+        done
+        echo finished
+        exit 0
+    }
+    trap end TERM
+    while :; do sleep 1 & wait $!; done";
+
+/// The credential as the pod sees it now.
+fn credential(file: &PathBuf) -> std::io::Result<(String, String)> {
+    let credential: Value = serde_json::from_slice(&fs::read(file)?).expect("a whole document");
+    let text = |key: &str| credential[key].as_str().expect("a text").to_owned();
+    Ok((text("username"), text("password")))
+}
+
+/// How often Vault renewed each lease of this database role.
+fn renewals(product: &Product, role: &str) -> Vec<usize> {
+    let leases = format!("database/creds/{role}/");
+    let mut counts = std::collections::BTreeMap::new();
+    for entry in product.bed.vault.audit_log() {
+        let lease = entry["response"]["secret"]["lease_id"].as_str().unwrap_or_default();
+        let renewal = entry["request"]["path"].as_str().is_some_and(|path| {
+            path.starts_with("sys/leases/renew") && entry["type"] == "response"
+        });
+        if renewal && lease.starts_with(&leases) {
+            *counts.entry(lease.to_owned()).or_default() += 1;
+        }
+    }
+    counts.into_values().collect()
+}
+
+#[test]
+fn no_query_fails_through_renewals_and_a_replacement_and_the_pods_end_ends_everything() {
+    let product = product();
+    let node = node();
+    product.account("life", "web");
+    product.let_in("life", "web");
+    // Leases of 20 s that can be renewed for 60 s.
+    product.bed.write_database_role("life", json!({}));
+    product.bed.vault.put_kv2("shop/life", json!({ "token": "s3cr3t" }));
+    let items = "- secret: secret/shop/life#token\n\
+                 - secret: database/creds/life\n  path: database.json\n";
+    let mut app = pod("life", "app", "web", BUSYBOX, json!({ "items": items }));
+    app["spec"]["terminationGracePeriodSeconds"] = json!(60);
+    app["spec"]["containers"][0]["command"] = json!(["sh", "-c", READS_LAST]);
+    let uid = node.apply(&app)["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    node.wait_until_ready("life", "app");
+    let process = node.container_process("life", "app", "main").expect("its process");
+    let volume = PathBuf::from(format!("/proc/{process}/root/secrets"));
+    let file = volume.join("database.json");
+
+    let (first, _) = credential(&file).expect("the file is there");
+    let mut users = BTreeSet::new();
+    let mut queries = 0_u32;
+    let deadline = Instant::now() + Duration::from_secs(300);
+    // Until the first one does not exist any more.
+    while queries == 0 || product.users_of("life").contains(&first) {
+        assert!(Instant::now() < deadline, "{first} is not replaced: {}", product.log());
+        let (user, password) = credential(&file).expect("the file is there");
+        if let Err(error) = product.bed.postgres.login(&user, &password) {
+            panic!("query {queries} as {user}, first {first}: {error}\n{}", product.log());
+        }
+        users.insert(user);
+        queries += 1;
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(users.len() >= 2 && users.contains(&first), "{users:?}");
+    assert!(queries > 10, "{queries} queries");
+    let counts = renewals(&product, "life");
+    assert!(counts.iter().any(|count| *count >= 2), "{counts:?}");
+    assert_eq!(product.requests("database/creds/life", "read"), users.len());
+
+    let log = node.pod_log_file("life", "app", "main").expect("its log");
+    let mut log = File::open(log).expect("open the log");
+    let mut said = || {
+        let mut text = String::new();
+        log.rewind().and_then(|()| log.read_to_string(&mut text)).expect("read the log");
+        plain_log(&text)
+    };
+    let token = unlinked(&volume.join("token"));
+    assert_eq!(token(), b"s3cr3t");
+    node.kubectl(&["delete", "pod", "app", "--namespace", "life", "--wait=false"]);
+    let mut last = 0_u32;
+    let deadline = Instant::now() + 2 * SOON;
+    loop {
+        let login = credential(&file).map(|(user, pass)| product.bed.postgres.login(&user, &pass));
+        if said().contains("finished") {
+            break;
+        }
+        login.expect("the file is there").expect("the credential works while a container runs");
+        last += 1;
+        assert!(Instant::now() < deadline, "the pod does not end: {}", said());
+    }
+    assert!(last > 2, "{last} queries while the pod ended");
+    node.wait("api/v1/namespaces/life/pods/app", SOON, "gone", Value::is_null);
+    let said = said();
+    assert_eq!(said.matches("read\n").count(), 30, "{said}");
+    assert!(!said.contains("missing"), "{said}");
+    eventually(SOON, "no user is left", || product.users_of("life").is_empty());
+    assert_eq!(leftovers(&uid), Vec::<String>::new());
+    assert!(token().iter().all(|byte| *byte == 0), "{:?}", token());
+}

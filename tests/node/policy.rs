@@ -1,0 +1,70 @@
+//! The operator changes the policy of a node that runs.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::product::{pod, product};
+use crate::support::node::{BUSYBOX, SOON};
+use crate::support::process::eventually;
+use crate::support::shared::{NAMESPACE, node};
+
+/// What is promised, and what `forbid_grace` leaves to files.
+const PROMISED: Duration = Duration::from_secs(5 + 1);
+
+const FORBIDDEN: &str = r#"
+[[grants]]
+name = "barred"
+effect = "forbid"
+who = { namespace = "barred" }
+paths = ["secret/data/**"]
+"#;
+
+#[test]
+fn a_forbidding_grant_takes_files_away_and_refuses_new_pods_within_five_seconds() {
+    let product = product();
+    let node = node();
+    product.account("barred", "web");
+    product.let_in("barred", "web");
+    product.bed.vault.put_kv2("shop/barred", json!({ "token": "s3cr3t" }));
+    let attributes = json!({ "secret": "secret/shop/barred#token" });
+    let start = |name: &str| {
+        node.apply(&pod("barred", name, "web", BUSYBOX, attributes.clone()));
+    };
+    start("app");
+    node.wait_until_ready("barred", "app");
+    let app = node.container_process("barred", "app", "main").expect("its process");
+    let token = format!("/proc/{app}/root/secrets/token");
+    assert_eq!(fs::read_to_string(&token).expect("the file is there"), "s3cr3t");
+
+    let ours = product.pod_name();
+    let agent = node.container_process(NAMESPACE, &ours, "agent").expect("the agent's process");
+    let config = format!("/proc/{agent}/root/etc/secrets-broker/config.toml");
+    let configured = || fs::read_to_string(&config).expect("the configuration").contains("barred");
+    product.configure(FORBIDDEN);
+    let deadline = Instant::now() + SOON;
+    // The kubelet takes its time to bring the file.
+    while !configured() {
+        assert!(Instant::now() < deadline, "the new configuration does not arrive");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let changed = Instant::now();
+    eventually(PROMISED, "the file is gone", || !fs::exists(&token).expect("look at the file"));
+    println!("forbidden files were gone after {:?}", changed.elapsed());
+    start("late");
+    product.wait_for_event("barred", "late", "barred", "s3cr3t");
+    assert_eq!(node.pod("barred", "late")["status"]["phase"], "Pending");
+    // Grants are reloaded by the agent that runs.
+    assert_eq!(product.pods(), [ours.clone()]);
+    assert_eq!(node.container_process(NAMESPACE, &ours, "agent"), Some(agent));
+
+    product.configure("");
+    eventually(SOON, "what is not forbidden any more comes back", || {
+        fs::read_to_string(&token).is_ok_and(|text| text == "s3cr3t")
+    });
+    node.wait_until_ready("barred", "late");
+    for name in ["app", "late"] {
+        node.delete_pod("barred", name);
+    }
+}

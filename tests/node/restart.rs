@@ -1,0 +1,120 @@
+//! The agent and the mounter end and come back; pods that run notice nothing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::product::{leftovers, pod, product_alone};
+use crate::support::node::{BUSYBOX, SOON};
+use crate::support::process::eventually;
+use crate::support::shared::{NAMESPACE, node};
+
+#[test]
+fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_current() {
+    let product = product_alone();
+    let node = node();
+    product.account("stay", "web");
+    product.let_in("stay", "web");
+    product.bed.vault.put_kv2("shop/stay", json!({ "token": "first" }));
+    // A file that the agent, without the right to read everything, cannot read again.
+    let attributes = json!({ "secret": "secret/shop/stay#token", "owner": "1000", "mode": "0400" });
+    node.apply(&pod("stay", "app", "web", BUSYBOX, attributes));
+    node.wait_until_ready("stay", "app");
+    let read = || {
+        let output = node.exec("stay", "app", "main", &["cat", "/secrets/token"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(read(), "first");
+
+    let before = product.pod_name();
+    node.kubectl(&[
+        "delete",
+        "pod",
+        &before,
+        "--namespace",
+        NAMESPACE,
+        "--grace-period=0",
+        "--force",
+    ]);
+    eventually(SOON, "a successor runs", || {
+        assert_eq!(read(), "first");
+        product.pods().iter().any(|pod| *pod != before)
+    });
+    node.wait_until_ready(NAMESPACE, &product.pod_name());
+    assert_eq!(read(), "first");
+    // The kubelet brings the pod's token again within two minutes; then the agent can log in.
+    product.bed.vault.put_kv2("shop/stay", json!({ "token": "second" }));
+    eventually(Duration::from_secs(180), "the successor writes the new value", || {
+        product.command(&["refresh", "secret/shop/stay"]);
+        read() == "second"
+    });
+    let volumes = product.status()["volumes"].to_string();
+    assert!(volumes.contains("stay/app"), "{volumes}");
+    node.delete_pod("stay", "app");
+}
+
+#[test]
+fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
+    let product = product_alone();
+    let node = node();
+    product.account("kill", "web");
+    product.let_in("kill", "web");
+    product.bed.vault.put_kv2("shop/kill", json!({ "token": "s3cr3t" }));
+    let items =
+        "- secret: secret/shop/kill#token\n- secret: database/creds/shop\n  path: db.json\n";
+    let app = node.apply(&pod("kill", "app", "web", BUSYBOX, json!({ "items": items })));
+    let uid = app["metadata"]["uid"].as_str().expect("a uid");
+    node.wait_until_ready("kill", "app");
+    let app = node.container_process("kill", "app", "main").expect("its process");
+    let volume = PathBuf::from(format!("/proc/{app}/root/secrets"));
+
+    let ours = product.pod_name();
+    let process = |container: &str| node.container_process(NAMESPACE, &ours, container);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0_u32;
+            while !over.load(Ordering::Relaxed) {
+                let token = fs::read_to_string(volume.join("token"));
+                assert_eq!(token.expect("the file is there"), "s3cr3t", "after {reads} reads");
+                let database = fs::read(volume.join("db.json")).expect("the file is there");
+                assert!(!database.is_empty(), "after {reads} reads");
+                reads += 1;
+                thread::sleep(Duration::from_millis(5));
+            }
+            reads
+        });
+        for containers in [&["agent"][..], &["mounter"], &["agent", "mounter"]] {
+            let running = containers.iter().map(|name| (name, process(name).expect("it runs")));
+            let running: Vec<_> = running.collect();
+            for (_, id) in &running {
+                let id = i32::try_from(*id).ok().and_then(Pid::from_raw).expect("a process id");
+                kill_process(id, Signal::KILL).expect("kill it");
+            }
+            for (name, before) in running {
+                eventually(SOON, "the container runs again", || {
+                    assert!(!reader.is_finished(), "a read failed");
+                    process(name).is_some_and(|now| now != before)
+                });
+            }
+            // Its volumes are taken up before it says that it is ready.
+            node.wait_until_ready(NAMESPACE, &ours);
+        }
+        over.store(true, Ordering::Relaxed);
+        let reads = reader.join().expect("no read failed");
+        assert!(reads > 100, "{reads} reads");
+    });
+    eventually(SOON, "the volume is kept again", || {
+        product.status()["volumes"].to_string().contains("kill/app")
+    });
+    // The same pod of ours: nothing but its containers was replaced.
+    assert_eq!(product.pods(), [ours]);
+    node.delete_pod("kill", "app");
+    assert_eq!(leftovers(uid), Vec::<String>::new());
+}
