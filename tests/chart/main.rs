@@ -87,6 +87,7 @@ fn values_that_would_not_work_are_refused_with_their_name() {
         ("csi.tokenExpirationSeconds=60", "tokenExpirationSeconds"),
         ("csi.volume.totalMiB=256MiB", "totalMiB"),
         ("podDirectory=kubelet", "podDirectory"),
+        ("placement.cgroupRoot=kubepods", "cgroupRoot"),
         ("log.level=loud", "level"),
         ("metrics.port=80", "port"),
         ("terminationGracePeriodSeconds=5", "terminationGracePeriodSeconds"),
@@ -128,6 +129,21 @@ fn rights_follow_how_tokens_are_judged_and_pods_are_known() {
     );
     let pods = rules(&["--set", "podDirectory=apiserver"]).concat();
     assert!(pods.contains(r#"["pods"]"#) && pods.contains(r#"["list","watch"]"#), "{pods}");
+}
+
+#[test]
+fn the_hosts_processes_are_seen_only_where_callers_are_placed() {
+    let placed = ["--set=placement.enabled=true,placement.cgroupRoot=/kubepods.slice"];
+    for (arguments, seen) in [(&[][..], false), (&placed[..], true)] {
+        let objects = rendered(arguments);
+        assert_eq!(violations(&objects), Vec::<String>::new(), "{arguments:?}");
+        let pod = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"];
+        assert_eq!(pod["hostPID"].as_bool().unwrap_or_default(), seen);
+        let maps = of_kind(&objects, "ConfigMap");
+        let config = maps.iter().find_map(|map| map["data"]["config.toml"].as_str());
+        let lines = "[placement]\npod_uid = \"${POD_UID}\"\ncgroup_root = \"/kubepods.slice\"\n";
+        assert_eq!(config.expect("a configuration").contains(lines), seen);
+    }
 }
 
 #[test]

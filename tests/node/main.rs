@@ -12,4 +12,5 @@ mod many;
 mod policy;
 mod product;
 mod restart;
+mod sockets;
 mod sub_path;

@@ -115,6 +115,7 @@ impl Product {
             },
             // Vault listens on loopback here.
             "hostNetwork": true,
+            "placement": { "enabled": true },
         })
     }
 

@@ -48,6 +48,16 @@ enabled = false
 enabled = true
 address = "${POD_IP}"
 port = {{ int64 .Values.metrics.port }}
+{{- with .Values.placement }}
+{{- if .enabled }}
+
+[placement]
+pod_uid = "${POD_UID}"
+{{- with .cgroupRoot }}
+cgroup_root = {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 
 [csi]
 enabled = true
