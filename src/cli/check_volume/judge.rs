@@ -305,10 +305,11 @@ fn as_text(name: &str, node: &Node) -> (String, Option<String>) {
         Value::Number(text) => quoted(text, "number"),
         Value::Bool(flag) => quoted(&flag.to_string(), "truth value"),
         Value::List(_) | Value::Map(_) => {
-            let trouble = format!(
-                "a list or map, and Kubernetes takes strings only; write {name}: | and the lines \
-                 below it, indented"
-            );
+            let how = match name {
+                "items" => "write items: | and the list below it, indented",
+                _ => "write one string",
+            };
+            let trouble = format!("a list or map, and Kubernetes takes strings only; {how}");
             (node.to_json(), Some(trouble))
         }
     }

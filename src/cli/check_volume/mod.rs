@@ -102,6 +102,7 @@ fn check(file: &Path, terms: &Terms<'_>) -> anyhow::Result<Checked> {
             judged.findings.push(Finding { severity: Severity::Problem, line, place, message });
         }
     }
+    judged.findings.sort_by_key(|finding| finding.line);
     Ok(Checked { file: name, judged })
 }
 
@@ -159,7 +160,7 @@ fn as_table(volume: &PlannedVolume, style: Style) -> String {
         let cells = [file.file.clone(), file.owner(), file.mode(), file.secrets.join(" ")];
         cells.map(|cell| printable(&cell)).into()
     });
-    table(&mut text, &["  file", "owner", "mode", "secret"], rows.collect(), style);
+    table(&mut text, &["file", "owner", "mode", "secret"], rows.collect(), style);
     text
 }
 
