@@ -26,6 +26,7 @@ use crate::telemetry::Metrics;
 mod csi;
 mod first_fill;
 mod operators;
+mod pods;
 mod reload;
 mod sources;
 
@@ -60,7 +61,13 @@ impl App {
         let reload_source = config.policy.clone();
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
-        let policy = Policy::new(compile(&config.policy)?);
+        let (directory, directory_task) = pods::open(config.pods.as_ref());
+        let labels = Arc::new(directory.clone());
+        let policy = Policy::new(compile(&config.policy)?).with_labels(labels);
+        if let Some(task) = directory_task {
+            let task = pods::run(task, directory.clone(), policy.clone(), stages.work.clone());
+            supervisor.spawn("pod directory", Stage::Work, task);
+        }
         let sources = Sources::open(config.sources)?;
         sources.spawn(&mut supervisor, &stages);
         let shared = sources.shared();
@@ -79,6 +86,7 @@ impl App {
             board: board.clone(),
             sources: shared.clone(),
             local: sources.local(),
+            directory,
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
             grants: reload_source,

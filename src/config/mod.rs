@@ -23,6 +23,7 @@ mod field;
 mod grants;
 mod items;
 mod on_change;
+mod pods;
 mod problem;
 mod settings;
 mod sources;
@@ -111,6 +112,7 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
     let audit = agent::audit(&root);
     let (forbid_grace, policy) = grants::policy(&root, &sources);
     let csi = csi::read(&root, &sources, &agent, forbid_grace);
+    let pods = pods::read(&root, csi.as_ref());
     let host = document.host;
     let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
     let volumes = volumes::read(&root, &sources, &places);
@@ -125,9 +127,10 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
         sockets,
         socket_limits,
         audit,
-        policy: PolicyConfig { grants, ..policy },
+        policy: PolicyConfig { grants, knows_labels: pods.is_some(), ..policy },
         volumes: volumes.settings,
         csi,
+        pods,
         warnings: Vec::new(),
     })
 }

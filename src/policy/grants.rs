@@ -1,9 +1,12 @@
 //! Grants as the configuration writes them, already parsed: names are ids, patterns are patterns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::domain::{Namespace, PathPattern, RuleName, ServiceAccountName, SourceName, VolumeName};
+use crate::domain::{
+    LabelKey, LabelValue, Namespace, PathPattern, RuleName, ServiceAccountName, SourceName,
+    VolumeName,
+};
 use crate::identity::ProofStrength;
 
 /// Everything policy is configured with.
@@ -18,6 +21,8 @@ pub struct PolicyConfig {
     /// Sources that decide themselves what a pod's own service account may read: there no rule has
     /// to permit it, and rules may only forbid.
     pub own_identity: BTreeSet<SourceName>,
+    /// Whether there is a pod directory: without one no rule may ask for labels.
+    pub knows_labels: bool,
 }
 
 impl Default for PolicyConfig {
@@ -27,6 +32,7 @@ impl Default for PolicyConfig {
             cedar: None,
             recheck: Duration::from_secs(60),
             own_identity: BTreeSet::new(),
+            knows_labels: false,
         }
     }
 }
@@ -90,12 +96,14 @@ pub enum Who {
     Volume(VolumeName),
     /// Every user of this host; never a volume.
     AnyHostUser,
-    /// The pods of a namespace, or those of one service account in it.
+    /// The pods of a namespace, or some of them.
     Pods {
         /// The namespace.
         namespace: Namespace,
         /// The account; `None` is every account of the namespace.
         service_account: Option<ServiceAccountName>,
+        /// The labels they must have, all of them.
+        labels: BTreeMap<LabelKey, LabelValue>,
     },
     /// Every pod of this node.
     AnyPod,

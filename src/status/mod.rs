@@ -27,6 +27,6 @@ pub use explain::{Access, ExplainView, ExplainedEntry, ExplainedFile};
 pub use prose::render_explain;
 pub use render::{Style, render_status};
 pub use view::{
-    DeadlineView, Health, ItemView, LeaseView, LimitView, Moment, Outlook, SecretView, SessionView,
-    SourceView, StatusView, TroubleView, VolumeView,
+    DeadlineView, Health, ItemView, LeaseView, LimitView, Moment, Outlook, PodDirectoryView,
+    SecretView, SessionView, SourceView, StatusView, TroubleView, VolumeView,
 };

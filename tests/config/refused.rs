@@ -40,6 +40,55 @@ fn an_audit_log_needs_files_and_an_anchor_elsewhere() {
 }
 
 #[test]
+fn labels_need_a_namespace_and_a_directory_needs_its_node() {
+    check(&[
+        (
+            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { labels = { app = \"a\" } }",
+            4,
+            "grants[1].who.labels",
+            "whoever may create a pod anywhere chooses its labels",
+            "add namespace",
+        ),
+        (
+            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { namespace = \"shop\", labels = {} }",
+            4,
+            "grants[1].who.labels",
+            "no label in it",
+            "labels = { app = \"shop\" }",
+        ),
+        (
+            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { namespace = \"shop\", labels = { \"a b\" = \"c\" } }",
+            4,
+            "grants[1].who.labels.a b",
+            "the key is refused",
+            "metadata",
+        ),
+        (
+            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { namespace = \"shop\", labels = { app = \"-\" } }",
+            4,
+            "grants[1].who.labels.app",
+            "is refused",
+            "metadata",
+        ),
+        (
+            "[pods]\ndirectory = \"kubelet\"",
+            2,
+            "pods.directory",
+            "not one of none, apiserver",
+            "write one",
+        ),
+        (
+            "[pods]\ndirectory = \"apiserver\"",
+            2,
+            "pods.directory",
+            "[csi] is not enabled",
+            "enabled = true",
+        ),
+        ("[pods]\nnode = \"a\"", 2, "pods.node", "unknown key", "known here: directory"),
+    ]);
+}
+
+#[test]
 fn unknown_keys_and_wrong_types_are_named_with_the_nearest_right_one() {
     check(&[
         (

@@ -48,6 +48,11 @@ enabled = false
 enabled = true
 address = "${POD_IP}"
 port = {{ int64 .Values.metrics.port }}
+{{- if ne .Values.podDirectory "none" }}
+
+[pods]
+directory = {{ .Values.podDirectory | quote }}
+{{- end }}
 
 [csi]
 enabled = true
