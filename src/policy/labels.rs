@@ -80,7 +80,8 @@ mod tests {
             assert_eq!(used(&text), with_namespace, "{text}");
         }
         let minds = format!(
-            "forbid (principal is Pod, action, resource) when {{ principal.labels_known }} {condition}"
+            "forbid (principal is Pod, action, resource) \
+             when {{ principal.labels_known }} {condition}"
         );
         assert_eq!(used(&minds), LabelUse { minds_unknown: true, ..asks });
     }

@@ -79,8 +79,8 @@ pub enum PolicyError {
     NoDirectory(RuleName),
     /// Labels that whoever creates a pod anywhere may give it.
     #[error(
-        "rule '{0}' permits by a label in every namespace, and whoever may create a pod chooses its \
-         labels; add the namespace: who = {{ namespace = \"…\", labels = … }}, or in Cedar \
+        "rule '{0}' permits by a label in every namespace, and whoever may create a pod chooses \
+         its labels; add the namespace: who = {{ namespace = \"…\", labels = … }}, or in Cedar \
          principal is Pod in Namespace::\"…\""
     )]
     LabelsWithoutNamespace(RuleName),

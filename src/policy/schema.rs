@@ -4,12 +4,12 @@
 //! |---|---|---|---|
 //! | `HostUser` | uid | `uid`, `gids` | its `Group`s |
 //! | `Volume` | name | `name` | |
-//! | `Pod` | uid | `name`, `namespace`, `service_account(_uid)`, `labels_known`; its labels as tags | its `ServiceAccount` |
+//! | `Pod` | uid | `name`, `namespace`, `service_account(_uid)`, `labels_known` | its account |
 //! | `ServiceAccount` | `namespace/name` | | its `Namespace` |
 //! | `Secret` | `source:path` | `source`, `path` | the `PathSet`s that match it |
 //!
-//! A `PathSet` has the name of a grant. Which ones match is computed here, segment by segment:
-//! Cedar's own `like` lets `*` cross a `/`.
+//! A pod's labels are its tags. A `PathSet` has the name of a grant. Which ones match is computed
+//! here, segment by segment: Cedar's own `like` lets `*` cross a `/`.
 
 use std::collections::{HashMap, HashSet};
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use secrets_broker::config::{Config, Host, Problem};
 
+mod pods;
 mod refused;
 
 /// A host with two accounts, a key variable and every file except those called `missing`.

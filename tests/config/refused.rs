@@ -4,11 +4,11 @@ use super::{VAULT, parse};
 
 /// One bad input: what is added to [`VAULT`], the line counted from the addition's first one, the
 /// key, a piece of the message and a piece of the remedy.
-type Case = (&'static str, usize, &'static str, &'static str, &'static str);
+pub type Case = (&'static str, usize, &'static str, &'static str, &'static str);
 
 const VOLUME: &str = "[[volumes]]\nname = \"a\"\npath = \"/run/v/a\"\n";
 
-fn check(cases: &[Case]) {
+pub fn check(cases: &[Case]) {
     let offset = VAULT.lines().count();
     for (text, line, key, message, remedy) in cases {
         let text = text.replace("VOLUME\n", VOLUME);
@@ -36,55 +36,6 @@ fn an_audit_log_needs_files_and_an_anchor_elsewhere() {
             "lies in the directory of the log",
             "another directory",
         ),
-    ]);
-}
-
-#[test]
-fn labels_need_a_namespace_and_a_directory_needs_its_node() {
-    check(&[
-        (
-            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { labels = { app = \"a\" } }",
-            4,
-            "grants[1].who.labels",
-            "whoever may create a pod anywhere chooses its labels",
-            "add namespace",
-        ),
-        (
-            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { namespace = \"shop\", labels = {} }",
-            4,
-            "grants[1].who.labels",
-            "no label in it",
-            "labels = { app = \"shop\" }",
-        ),
-        (
-            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { namespace = \"shop\", labels = { \"a b\" = \"c\" } }",
-            4,
-            "grants[1].who.labels.a b",
-            "the key is refused",
-            "metadata",
-        ),
-        (
-            "[[grants]]\nname = \"g\"\npaths = [\"secret/a\"]\nwho = { namespace = \"shop\", labels = { app = \"-\" } }",
-            4,
-            "grants[1].who.labels.app",
-            "is refused",
-            "metadata",
-        ),
-        (
-            "[pods]\ndirectory = \"kubelet\"",
-            2,
-            "pods.directory",
-            "not one of none, apiserver",
-            "write one",
-        ),
-        (
-            "[pods]\ndirectory = \"apiserver\"",
-            2,
-            "pods.directory",
-            "[csi] is not enabled",
-            "enabled = true",
-        ),
-        ("[pods]\nnode = \"a\"", 2, "pods.node", "unknown key", "known here: directory"),
     ]);
 }
 

@@ -194,7 +194,7 @@ fn the_agents_status_and_metrics_show_its_directory() {
     for directory in ["kubelet/plugins/csi.secrets-broker.io", "kubelet/plugins_registry"] {
         fs::create_dir_all(dir.join(directory)).expect("create a directory");
     }
-    fs::write(dir.join("secrets.toml"), "").expect("write the local source");
+    fs::write(dir.join("secrets.toml"), "[mounts.secret]\n").expect("write the local source");
     let config = r#"
 [agent]
 runtime_dir = "{dir}/run"

@@ -106,10 +106,8 @@ impl Connection {
             return Err(Refusal::denied());
         }
         let report = self.deps.broker.report().await?;
-        let text = {
-            let (volumes, pods) = (self.deps.volumes.all(), self.deps.operators.pod_directory());
-            metrics::render(&self.deps.metrics, &report, &volumes, &pods)
-        };
+        let (volumes, pods) = (self.deps.volumes.all(), self.deps.operators.pod_directory());
+        let text = metrics::render(&self.deps.metrics, &report, &volumes, &pods);
         Ok(answer::text(metrics::CONTENT_TYPE, text))
     }
 

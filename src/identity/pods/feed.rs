@@ -50,7 +50,8 @@ pub(super) enum FeedError {
     #[error(transparent)]
     Setup(#[from] ApiServerError),
     #[error(
-        "API server refuses the node's pods with {status}: {message}; 401 and 403 mean that the agent lacks the right to list and watch pods"
+        "API server refuses the node's pods with {status}: {message}; 401 and 403 mean that the \
+         agent lacks the right to list and watch pods"
     )]
     Refused { status: u16, message: String },
     #[error("API server does not keep history back to where this node was")]

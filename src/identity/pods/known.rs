@@ -1,4 +1,5 @@
-//! What is known of this node's pods, and when one is gone. Pure: events in, whether it matters out.
+//! What is known of this node's pods, and when one is gone. Pure: events in, whether
+//! anybody may notice out.
 //!
 //! That the API server no longer has a pod does not mean that it no longer runs: somebody may have
 //! deleted the object by force, or the API server's own store may be an old copy. So a pod is gone

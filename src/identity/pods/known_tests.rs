@@ -1,3 +1,5 @@
+//! When a pod is known, leaving and gone, and what of that anybody notices.
+
 use std::cell::Cell;
 
 use super::*;

@@ -8,8 +8,8 @@
 //! | `presence` | what the node itself still has of a pod |
 //! | `task` | puts them together |
 //!
-//! It proves nothing about a caller: that is done by tokens and cgroups. Losing the API server makes
-//! nothing unknown that was known.
+//! It proves nothing about a caller: that is done by tokens and cgroups. Losing the API server
+//! makes nothing unknown that was known.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};

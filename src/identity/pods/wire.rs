@@ -106,7 +106,7 @@ impl WirePod {
     fn parsed(self) -> Result<Listed, KubernetesNameError> {
         let Self { metadata, spec, status } = self;
         if let Some(mirrored) = metadata.annotations.mirror {
-            // Anybody may write the annotation: only what no ordinary pod can be called is believed.
+            // Anybody may write the annotation; believed is only what no ordinary pod is called.
             let made_up = mirrored.len() == STATIC_UID_BYTES && !mirrored.contains('-');
             return Ok(Listed::Static(if made_up { &mirrored } else { &metadata.uid }.parse()?));
         }
@@ -135,7 +135,7 @@ mod tests {
             "metadata": {
                 "name": "web-0", "namespace": "shop", "uid": "8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab",
                 "resourceVersion": "7", "labels": { "app": "shop" },
-                "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "{env: s3cret}" },
+                "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "s3cret" },
             },
             "spec": {
                 "nodeName": "node-1", "serviceAccountName": "web",
