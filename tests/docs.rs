@@ -12,6 +12,7 @@ use secrets_broker::broker::report::{
 use secrets_broker::clock::BootInstant;
 use secrets_broker::config::{Config, ConfigError, Host, SourceConfig, cases};
 use secrets_broker::domain::{SecretPath, SecretRef, SourceName};
+use secrets_broker::identity::pods::{DirectoryMode, DirectoryState};
 use secrets_broker::policy::CompiledPolicy;
 use secrets_broker::source::local::{LocalConfig, LocalSource};
 use secrets_broker::status::VolumeStatus;
@@ -160,7 +161,14 @@ fn scrape() -> String {
         alarm: None,
         items: Vec::new(),
     };
-    secrets_broker::delivery::socket::metrics::render(&metrics, &report, &[volume])
+    let pods = DirectoryState {
+        mode: DirectoryMode::ApiServer,
+        synced: true,
+        pods: 1,
+        heard_at: Some(now),
+        failing: None,
+    };
+    secrets_broker::delivery::socket::metrics::render(&metrics, &report, &[volume], &pods)
 }
 
 fn leased(source: SourceName, now: BootInstant) -> SecretReport {

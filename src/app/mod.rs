@@ -9,16 +9,18 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit::Audit;
+use crate::broker::Broker;
+use crate::broker::settings::Settings;
 use crate::broker::task::BrokerTask;
 use crate::clock::BootInstant;
-use crate::config::{Config, PlacementSettings};
+use crate::config::Config;
 use crate::delivery::files::{self, DeclaredVolume};
 use crate::delivery::metrics_port::{self, MetricsPort};
 use crate::delivery::socket::{self, Server, SocketConfig, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
-use crate::identity::self_test::{NodeProof, attest_self};
-use crate::policy::{CompiledPolicy, Policy, PolicyError};
+use crate::identity::pods::{PodDirectory, WatchedNode};
+use crate::policy::{CompiledPolicy, Policy, PolicyConfig, PolicyError};
 use crate::service_manager::ServiceManager;
 use crate::shutdown::{Stage, Stages, Supervisor};
 use crate::status::VolumeBoard;
@@ -28,6 +30,8 @@ mod csi;
 mod first_fill;
 mod impact;
 mod operators;
+mod placement;
+mod pods;
 mod reload;
 mod sources;
 
@@ -63,17 +67,15 @@ impl App {
         let fingerprint = reload::fingerprint(&config);
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
-        let policy = Policy::new(compile(&config.policy)?);
+        let watched = config.pods.as_ref();
+        let (policy, directory) = policy(&config.policy, watched, &stages, &mut supervisor)?;
         let sources = Sources::open(config.sources)?;
         sources.spawn(&mut supervisor, &stages);
         let shared = sources.shared();
-        let (broker, task) = BrokerTask::new(config.broker, shared.clone(), audit.clone())
-            .context("creating the broker's timer")?;
-        supervisor.spawn("broker", Stage::Work, task.run(stages.work.clone()));
-        let board = VolumeBoard::default();
-        let volume_names: Vec<VolumeName> =
-            config.volumes.iter().map(|volume| volume.config.name.clone()).collect();
-        let metrics = Metrics::new();
+        let broker = broker(config.broker, &shared, &audit, &stages, &mut supervisor)?;
+        let (board, metrics) = (VolumeBoard::default(), Metrics::new());
+        let names = config.volumes.iter().map(|volume| volume.config.name.clone());
+        let volume_names: Vec<VolumeName> = names.collect();
         let reloading = reload::Deps {
             policy: policy.clone(),
             audit: audit.clone(),
@@ -82,7 +84,7 @@ impl App {
             manager: manager.clone(),
         };
         let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
-        let proof = Arc::new(prove(config.placement.as_ref(), config.csi.is_some()));
+        let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -90,40 +92,33 @@ impl App {
             board: board.clone(),
             sources: shared.clone(),
             local: sources.local(),
+            directory,
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
             started_at,
-            protections: protections(hardened, &proof, config.csi.is_some()),
+            protections: placement::protections(hardened, &proof, config.csi.is_some()),
             reload: reloader.state(),
             reloads: reloader.handle(),
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
-        let deps = socket::Deps {
-            broker: broker.clone(),
-            policy: policy.clone(),
-            audit_per_read: audit.per_read(),
-            audit: audit.clone(),
-            sources: SourceDirectory::new(&config.default_source, &shared),
-            volumes: board.clone(),
-            operators,
-            metrics,
-        };
+        let volumes = files::Deps { broker, policy, audit: audit.clone(), board: board.clone() };
+        let directory = SourceDirectory::new(&config.default_source, &shared);
+        let deps = answered_from(&volumes, directory, operators, metrics);
         let server = Server {
             limits: config.socket_limits,
             deps: Arc::new(deps),
             proof,
             intake: stages.intake.clone(),
         };
-        serve(&config.sockets, server.clone(), &stages, &mut supervisor)?;
-        let start =
-            first_fill::announce(manager, board.clone(), volume_names, stages.intake.clone());
+        serve(&config.sockets, &server, &stages, &mut supervisor)?;
+        let intake = stages.intake.clone();
+        let start = first_fill::announce(manager, board, volume_names, intake);
         supervisor.spawn("start", Stage::Intake, start);
-        let volumes = files::Deps { broker, policy, audit: audit.clone(), board };
+        files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         if let Some(settings) = config.csi {
-            let task = csi::run(settings, volumes.clone(), server, stages.work.clone());
+            let task = csi::run(settings, volumes, server, stages.work.clone());
             supervisor.spawn("csi", Stage::Work, task);
         }
-        files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         lifecycle(&audit, "started");
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
     }
@@ -146,10 +141,36 @@ impl App {
     }
 }
 
+fn broker(
+    settings: Settings,
+    sources: &SharedSources,
+    audit: &Audit,
+    stages: &Stages,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<Broker> {
+    let (broker, task) = BrokerTask::new(settings, sources.clone(), audit.clone())
+        .context("creating the broker's timer")?;
+    supervisor.spawn("broker", Stage::Work, task.run(stages.work.clone()));
+    Ok(broker)
+}
+
+/// What answers on sockets are made of: what volumes are made of, and what is told about them.
+fn answered_from(
+    volumes: &files::Deps,
+    sources: SourceDirectory,
+    operators: Arc<Operators>,
+    metrics: Metrics,
+) -> socket::Deps {
+    let files::Deps { broker, policy, audit, board } = volumes.clone();
+    let audit_per_read = audit.per_read();
+    let volumes = board;
+    socket::Deps { broker, policy, audit, audit_per_read, sources, volumes, operators, metrics }
+}
+
 /// Binds the sockets and the port for metrics, and starts answering on them.
 fn serve(
     config: &SocketConfig,
-    server: Server,
+    server: &Server,
     stages: &Stages,
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<()> {
@@ -169,6 +190,7 @@ fn serve(
             Ok(())
         });
     }
+    let server = server.clone();
     supervisor.spawn("sockets", Stage::Intake, async move {
         sockets.serve(server).await;
         Ok(())
@@ -219,28 +241,25 @@ pub fn discard_volumes(volumes: &[DeclaredVolume]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What this node can prove about processes in pods; a node that serves pods and cannot place their
-/// processes says so loudly.
-fn prove(placement: Option<&PlacementSettings>, serves_pods: bool) -> NodeProof {
-    let proof = placement.map_or_else(NodeProof::not_asked, |placement| {
-        attest_self(&placement.pod, placement.cgroup_root.as_deref())
-    });
-    match &proof.limit {
-        Some(limit) if placement.is_some() => tracing::warn!(strength = %proof.strength, "{limit}"),
-        Some(_) if !serves_pods => {}
-        _ => tracing::info!("{proof}"),
+/// The policy in force, and the directory that knows the labels it asks for.
+fn policy(
+    config: &PolicyConfig,
+    watched: Option<&WatchedNode>,
+    stages: &Stages,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<(Policy, PodDirectory)> {
+    let (directory, task) = pods::open(watched);
+    let policy = Policy::new(compile(config)?).with_labels(Arc::new(directory.clone()));
+    if let Some(task) = task {
+        let work = stages.work.clone();
+        let task = pods::run(task, directory.clone(), policy.clone(), work);
+        supervisor.spawn("pod directory", Stage::Work, task);
     }
-    proof
-}
-
-/// What protects this process and its callers, for status.
-fn protections(hardened: &Hardened, proof: &NodeProof, serves_pods: bool) -> Vec<String> {
-    let steps = hardened.steps.iter().map(ToString::to_string);
-    steps.chain(serves_pods.then(|| proof.to_string())).collect()
+    Ok((policy, directory))
 }
 
 /// Compiles the configured policy; the error lists every problem, one per line.
-pub fn compile(config: &crate::policy::PolicyConfig) -> anyhow::Result<CompiledPolicy> {
+pub fn compile(config: &PolicyConfig) -> anyhow::Result<CompiledPolicy> {
     CompiledPolicy::compile(config).map_err(|problems| anyhow::anyhow!(listed(&problems)))
 }
 

@@ -17,6 +17,7 @@ use crate::delivery::socket::{OperatorApi, Refusal, Viewer};
 use crate::domain::{
     EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
 };
+use crate::identity::pods::{DirectoryState, PodDirectory};
 use crate::identity::{Identity, ProofStrength};
 use crate::policy::{Policy, Who};
 use crate::source::local::LocalSource;
@@ -30,6 +31,7 @@ pub(super) struct Operators {
     pub board: VolumeBoard,
     pub sources: SharedSources,
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
+    pub directory: PodDirectory,
     pub default_source: SourceName,
     pub volumes: Vec<VolumeName>,
     pub started_at: BootInstant,
@@ -47,6 +49,10 @@ impl OperatorApi for Operators {
         } else {
             Err("the audit log does not take records, so nothing new is served".to_owned())
         }
+    }
+
+    fn pod_directory(&self) -> DirectoryState {
+        self.directory.state()
     }
 
     async fn status(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal> {
@@ -131,6 +137,7 @@ impl Operators {
                 .iter()
                 .map(|(name, source)| (name.clone(), source.description()))
                 .collect(),
+            pod_directory: self.directory.state(),
             hardening: self.protections.clone(),
             notes: problems.chain(generated).chain(reload.note.clone()).collect(),
         }

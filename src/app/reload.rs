@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -81,10 +80,11 @@ pub(super) struct Reloader {
 pub(super) fn fingerprint(config: &Config) -> String {
     let Config { agent, sources, default_source, broker, sockets, socket_limits, audit, .. } =
         config;
-    let (volumes, csi) = (&config.volumes, &config.csi);
+    let (volumes, csi, placement, pods) =
+        (&config.volumes, &config.csi, &config.placement, &config.pods);
     format!(
         "{agent:?}{sources:?}{default_source}{broker:?}{sockets:?}{socket_limits:?}{audit:?}\
-         {volumes:?}{csi:?}"
+         {volumes:?}{csi:?}{placement:?}{pods:?}"
     )
 }
 
@@ -185,12 +185,12 @@ impl Reloader {
 
     /// The share that holds a change is the one in force, not the change's own.
     fn judge(&self, proposed: &CompiledPolicy, accept: bool, percent: u32) -> ReloadView {
-        let (now, at) = (BootInstant::now(), Timestamp::now());
+        let now = BootInstant::now();
         let policy = &self.deps.policy;
         let impact = Impact::of(
             &self.deps.board.interests(),
             |identity, secret| policy.authorize(identity, secret, now).is_ok(),
-            |identity, secret| proposed.suppose(identity, secret, at).err(),
+            |identity, secret| policy.suppose(proposed, identity, secret).err(),
         );
         let held = !accept && impact.is_too_much(percent);
         let outcome = if held { ReloadOutcome::Held } else { ReloadOutcome::InForce };

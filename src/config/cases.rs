@@ -1,14 +1,18 @@
 //! `[[case]]` of a file of policy cases: who asks for what, and what should come of it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use crate::config::document::{Document, Section, suggestion};
 use crate::config::field::Field;
+use crate::config::grants::labels;
 use crate::config::{Config, ConfigError, Host, accounts};
 use crate::domain::{
     EngineKind, Mount, Namespace, SecretPath, SecretRef, ServiceAccountName, SourceName, Spelling,
     VolumeName,
 };
+use crate::identity::pods::Labels;
 use crate::identity::supposed::SupposedPod;
 use crate::identity::{Identity, Listener, ProofStrength};
 use crate::policy::{Case, Expected, GrantLogin};
@@ -57,7 +61,7 @@ pub fn cases(
 fn case(section: &Section, config: &Config, mount_of: MountOf) -> Option<Case> {
     let name = section.get("name").and_then(|field| field.text());
     let who = "say who asks, for example who = { namespace = \"shop\", service_account = \"web\" }";
-    let identity = section.require("who", who).and_then(|field| who_of(&field, config));
+    let who = section.require("who", who).and_then(|field| who_of(&field, config));
     let secret = section.require("secret", "name the secret: secret = \"secret/shop/web\"");
     let source = source(section, config);
     let secret = secret.and_then(|field| self::secret(&field, source?, mount_of));
@@ -69,7 +73,8 @@ fn case(section: &Section, config: &Config, mount_of: MountOf) -> Option<Case> {
         Some(None) => return None,
         at => at.flatten(),
     };
-    Some(Case { name, identity: identity?, secret: secret?, at, expected: expected? })
+    let (identity, labels) = who?;
+    Some(Case { name, identity, labels, secret: secret?, at, expected: expected? })
 }
 
 fn expected(section: &Section) -> Option<Expected> {
@@ -138,7 +143,10 @@ fn secret(field: &Field, source: SourceName, mount_of: MountOf) -> Option<Secret
     }
 }
 
-fn who_of(field: &Field, config: &Config) -> Option<Identity> {
+/// Somebody, with the labels of a pod.
+type WhoAsks = (Identity, Option<Labels>);
+
+fn who_of(field: &Field, config: &Config) -> Option<WhoAsks> {
     let section = field.section();
     if !section.is_present() {
         return None;
@@ -146,8 +154,8 @@ fn who_of(field: &Field, config: &Config) -> Option<Identity> {
     let given: Vec<&str> = KINDS.into_iter().filter(|kind| section.has(kind)).collect();
     let identity = match given.as_slice() {
         ["namespace"] => pod(&section),
-        ["user"] => user(&section),
-        ["volume"] => volume(&section, config),
+        ["user"] => user(&section).map(|user| (user, None)),
+        ["volume"] => volume(&section, config).map(|volume| (volume, None)),
         _ => {
             let message = format!("{} of {} are given", given.len(), KINDS.join(", "));
             section.problem(message, "give exactly one; a pod has namespace and service_account");
@@ -159,7 +167,7 @@ fn who_of(field: &Field, config: &Config) -> Option<Identity> {
 }
 
 /// A pod: everything that policy can ask about one is read here.
-fn pod(section: &Section) -> Option<Identity> {
+fn pod(section: &Section) -> Option<WhoAsks> {
     let remedy = "write the name as Kubernetes has it";
     let namespace: Option<Namespace> = section.get("namespace")?.parsed(remedy);
     let account = section.require("service_account", "name the account the pod runs as");
@@ -175,9 +183,13 @@ fn pod(section: &Section) -> Option<Identity> {
         ),
         _ => proof(section, &[ProofStrength::PidFd, ProofStrength::PeerCred]),
     };
+    // A pod without labels is one whose labels are known, too.
+    let labels =
+        section.get("labels").map_or_else(|| Some(BTreeMap::new()), |field| labels(&field));
     let (namespace, service_account) = (namespace?, account?);
     let pod = SupposedPod { namespace, service_account, listener, strength: strength? };
-    Some(Identity::supposed_pod(&pod))
+    let labels = labels?.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    Some((Identity::supposed_pod(&pod), Some(labels)))
 }
 
 fn user(section: &Section) -> Option<Identity> {

@@ -124,7 +124,7 @@ fn verification(section: &Section, state_dir: &std::path::Path) -> Option<Verifi
 }
 
 /// The pod's own by default.
-fn api_server(section: &Section) -> Option<ApiServer> {
+pub(super) fn api_server(section: &Section) -> Option<ApiServer> {
     let Some(address) = section.get("api_server") else { return Some(ApiServer::InCluster) };
     let path = |name: &'static str, remedy: &str| -> Option<PathBuf> {
         section.require(name, remedy)?.absolute_path()

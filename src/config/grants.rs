@@ -1,6 +1,6 @@
 //! `[policy]` and `[[grants]]`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::accounts;
@@ -8,7 +8,7 @@ use crate::config::document::{Document, Section, suggestion};
 use crate::config::field::Field;
 use crate::config::sources::Sources;
 use crate::config::volumes::Volumes;
-use crate::domain::{Namespace, RuleName, ServiceAccountName};
+use crate::domain::{LabelKey, LabelValue, Namespace, RuleName, ServiceAccountName};
 use crate::identity::ProofStrength;
 use crate::policy::Share;
 use crate::policy::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Who};
@@ -27,8 +27,9 @@ pub(super) fn policy(root: &Section, sources: &Sources) -> (Duration, PolicyConf
     let decides = section.choice("own_identity", true, &[("vault", true), ("deny", false)]);
     section.finish();
     let own_identity = if decides { sources.with_pod_login() } else { BTreeSet::new() };
-    let grants = Vec::new();
-    (forbid_grace, PolicyConfig { grants, cedar, recheck, own_identity, hold_percent })
+    let policy =
+        PolicyConfig { cedar, recheck, own_identity, hold_percent, ..PolicyConfig::default() };
+    (forbid_grace, policy)
 }
 
 fn cedar(field: &Field) -> Option<CedarFile> {
@@ -173,15 +174,23 @@ fn who(field: &Field, volumes: &Volumes) -> Option<Who> {
     given.pop().flatten()
 }
 
-/// A namespace, or a service account in it.
+/// A namespace, or a service account in it, or the pods with some labels of either.
 fn pods(section: &Section) -> Option<Option<Who>> {
     let remedy = "write the name as Kubernetes has it";
     let namespace = section.get("namespace");
     let account = section.get("service_account");
-    if let (None, Some(account)) = (&namespace, &account) {
-        let message = "a service account is named without its namespace";
-        account.problem(message, "add namespace = \"…\" beside it");
-        return Some(None);
+    let labels = section.get("labels");
+    if namespace.is_none() {
+        if let Some(account) = &account {
+            let message = "a service account is named without its namespace";
+            account.problem(message, "add namespace = \"…\" beside it");
+        }
+        if let Some(labels) = &labels {
+            let message =
+                "labels without a namespace: whoever may create a pod anywhere chooses its labels";
+            labels.problem(message, "add namespace = \"…\" beside it");
+        }
+        return None;
     }
     let namespace: Option<Namespace> = namespace?.parsed(remedy);
     let account: Option<Option<ServiceAccountName>> = account.map(|field| field.parsed(remedy));
@@ -190,7 +199,34 @@ fn pods(section: &Section) -> Option<Option<Who>> {
         Some(named) => named,
         None => None,
     };
-    Some(namespace.map(|namespace| Who::Pods { namespace, service_account }))
+    let labels = match labels {
+        Some(field) => match self::labels(&field) {
+            Some(labels) => labels,
+            None => return Some(None),
+        },
+        None => BTreeMap::new(),
+    };
+    Some(namespace.map(|namespace| Who::Pods { namespace, service_account, labels }))
+}
+
+/// `None` after a problem.
+pub(super) fn labels(field: &Field) -> Option<BTreeMap<LabelKey, LabelValue>> {
+    let section = field.section();
+    if section.is_present() && section.is_empty() {
+        field.problem("there is no label in it", "write labels = { app = \"shop\" }, or remove it");
+    }
+    let remedy = "write it as the pod's metadata has it";
+    let entries = section.entries();
+    let mut labels = BTreeMap::new();
+    for (key, value) in &entries {
+        let key = key.parse::<LabelKey>().map_err(|error| {
+            value.problem(format!("the key is refused: {error}"), remedy);
+        });
+        if let (Ok(key), Some(value)) = (key, value.parsed::<LabelValue>(remedy)) {
+            labels.insert(key, value);
+        }
+    }
+    (!labels.is_empty() && labels.len() == entries.len()).then_some(labels)
 }
 
 fn volume(field: &Field, volumes: &Volumes) -> Option<Who> {

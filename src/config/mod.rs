@@ -25,6 +25,7 @@ mod grants;
 mod items;
 mod on_change;
 mod placement;
+mod pods;
 mod problem;
 mod settings;
 mod sources;
@@ -131,6 +132,7 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
     let (forbid_grace, policy) = grants::policy(&root, &sources);
     let csi = csi::read(&root, &sources, &agent, forbid_grace);
     let placement = placement::read(&root);
+    let pods = pods::read(&root, csi.as_ref());
     let host = document.host;
     let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
     let volumes = volumes::read(&root, &sources, &places);
@@ -145,10 +147,11 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
         sockets,
         socket_limits,
         audit,
-        policy: PolicyConfig { grants, ..policy },
+        policy: PolicyConfig { grants, knows_labels: pods.is_some(), ..policy },
         volumes: volumes.settings,
         csi,
         placement,
+        pods,
         warnings: Vec::new(),
     })
 }

@@ -11,6 +11,7 @@ use crate::delivery::csi::CsiConfig;
 use crate::delivery::files::DeclaredVolume;
 use crate::delivery::socket::{Limits, SocketConfig};
 use crate::domain::{PodUid, SourceName};
+use crate::identity::pods::WatchedNode;
 use crate::identity::token::{Expectations, Verification};
 use crate::policy::PolicyConfig;
 use crate::source::vault::VaultConfig;
@@ -43,6 +44,8 @@ pub struct Config {
     pub csi: Option<CsiSettings>,
     /// `[placement]`, when the agent knows its own pod.
     pub placement: Option<PlacementSettings>,
+    /// `[pods]`, unless there is no directory.
+    pub pods: Option<WatchedNode>,
     /// What does not stop the agent but deserves a look; `check-config` prints it, `run` logs it.
     pub warnings: Vec<Problem>,
 }

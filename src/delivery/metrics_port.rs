@@ -143,10 +143,11 @@ impl Answers {
     }
 
     async fn metrics(&self) -> Response<Full<Bytes>> {
-        let Deps { broker, volumes, metrics: counted, .. } = &self.deps;
+        let Deps { broker, volumes, metrics: counted, operators } = &self.deps;
         let render = async {
             let report = broker.report().await.ok()?;
-            Some(Bytes::from(metrics::render(counted, &report, &volumes.all())))
+            let pods = operators.pod_directory();
+            Some(Bytes::from(metrics::render(counted, &report, &volumes.all(), &pods)))
         };
         match self.metrics.get(render).await {
             Some(body) => with_type(StatusCode::OK, metrics::CONTENT_TYPE, body),

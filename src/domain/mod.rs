@@ -4,6 +4,7 @@
 
 mod consumer;
 mod ids;
+mod label;
 mod mount;
 mod path;
 mod pattern;
@@ -13,6 +14,7 @@ mod spelling;
 
 pub use consumer::{AccountLogin, ConsumerId, LoginIdentity, VaultRole, VaultRoleError};
 pub use ids::{IdError, LocalLeaseId, RuleName, SourceName, VolumeName};
+pub use label::{LabelError, LabelKey, LabelValue};
 pub use mount::{EngineKind, Mount, PathKind};
 pub use path::{PathError, SecretPath, SecretRef};
 pub use pattern::{PathPattern, PatternError};

@@ -8,6 +8,7 @@ use crate::domain::{ConsumerId, Pod, VaultRole, VolumeName};
 pub mod cgroup;
 pub mod kubelet_cgroup;
 pub mod peer;
+pub mod pods;
 mod runtime_names;
 pub mod self_test;
 pub mod supposed;

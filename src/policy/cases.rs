@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::{CompiledPolicy, GrantLogin};
 use crate::domain::{LoginIdentity, RuleName, SecretRef};
 use crate::identity::Identity;
+use crate::identity::pods::Labels;
 
 /// One question with the answer it should have.
 #[derive(Debug, Clone)]
@@ -13,6 +14,8 @@ pub struct Case {
     pub name: Option<String>,
     /// Who is supposed to ask.
     pub identity: Identity,
+    /// The labels of its pod, where it is one.
+    pub labels: Option<Labels>,
     /// For what.
     pub secret: SecretRef,
     /// When; `None` is now.
@@ -44,8 +47,8 @@ pub struct Outcome {
 impl Case {
     /// Puts the question to a policy.
     pub fn ask(&self, policy: &CompiledPolicy, now: Timestamp) -> Outcome {
-        let Self { identity, secret, expected, .. } = self;
-        let decision = policy.suppose(identity, secret, self.at.unwrap_or(now));
+        let Self { identity, labels, secret, expected, .. } = self;
+        let decision = policy.suppose(identity, secret, labels.as_ref(), self.at.unwrap_or(now));
         let (allowed, rule, login, decided) = match decision {
             Ok(permit) => {
                 let decided = format!(
@@ -111,6 +114,7 @@ mod tests {
         let case = Case {
             name: None,
             identity: Identity::supposed("pod:shop/web").unwrap(),
+            labels: None,
             secret: SecretRef {
                 source: "vault".parse().unwrap(),
                 path: path.parse().unwrap(),

@@ -13,9 +13,10 @@ use jiff::Timestamp;
 
 use super::grants::{GrantLogin, PolicyConfig, Share};
 use super::rules::{PolicyError, Rule, RuleBook};
-use super::schema::CedarError;
+use super::schema::{Caller, CedarError};
 use super::{Denied, Permit};
 use crate::domain::{IdError, LoginIdentity, RuleName, SecretRef, SourceName};
+use crate::identity::pods::Labels;
 use crate::identity::{Identity, ProofStrength, Subject};
 
 /// Below this much stack the evaluator gets a new one: over twice what Cedar asks for.
@@ -26,6 +27,8 @@ const STACK_BYTES_NEW: usize = 2 * 1024 * 1024;
 pub(super) const OWN_IDENTITY: &str = "own-identity";
 /// The weakest proof for that, the same as a grant's that names none.
 const OWN_IDENTITY_PROOF_MIN: ProofStrength = ProofStrength::PeerCred;
+/// Why no label matches.
+const UNKNOWN: &str = "the pod is not known in the pod directory (yet), so its labels are not";
 /// Permits whoever asks, and touches every kind of value a request carries.
 const SELF_TEST: &str = r#"
 @id("self-test")
@@ -72,7 +75,7 @@ impl CompiledPolicy {
         let identity = Identity::declared_volume("self-test".parse()?);
         let (source, path) = ("self-test".parse()?, "self/test".parse()?);
         let secret = SecretRef { source, path, version: None };
-        let response = self.ask(&SELF_TEST.parse()?, &identity, &secret, Timestamp::now())?;
+        let response = self.ask(&SELF_TEST.parse()?, &identity, &secret, None, Timestamp::now())?;
         if let Some(error) = response.diagnostics().errors().next() {
             return Err(error.clone().into());
         }
@@ -80,6 +83,11 @@ impl CompiledPolicy {
             Decision::Allow => Ok(()),
             Decision::Deny => Err("a policy that permits everybody denied".into()),
         }
+    }
+
+    /// Whether any rule asks for pods' labels.
+    pub(super) fn uses_labels(&self) -> bool {
+        self.book.rules.iter().any(|rule| rule.labels.asks)
     }
 
     /// How long a decision may be relied on.
@@ -93,15 +101,20 @@ impl CompiledPolicy {
     }
 
     /// Decides, at a wall-clock moment. Default deny, forbid wins, an evaluation error denies.
+    /// `labels` are the pod's; without them no rule permits anything because of a label.
     pub(super) fn decide(
         &self,
         identity: &Identity,
         secret: &SecretRef,
+        labels: Option<&Labels>,
         at: Timestamp,
     ) -> Result<Permit, Denied> {
-        let response = with_stack(|| self.ask(&self.book.policies, identity, secret, at));
+        if labels.is_none() {
+            self.check_blind_forbids(identity, secret)?;
+        }
+        let response = with_stack(|| self.ask(&self.book.policies, identity, secret, labels, at));
         match response {
-            Ok(response) => self.judge(&response, identity, secret),
+            Ok(response) => self.judge(&response, identity, secret, labels.is_some()),
             Err(error) => Err(Denied {
                 rule: None,
                 reason: format!("the question could not be put to the policy engine: {error}"),
@@ -114,11 +127,27 @@ impl CompiledPolicy {
         policies: &PolicySet,
         identity: &Identity,
         secret: &SecretRef,
+        labels: Option<&Labels>,
         at: Timestamp,
     ) -> Result<Response, CedarError> {
         let covering = self.covering(secret, identity).map(|rule| &rule.name);
-        let (request, entities) = self.book.vocabulary.question(identity, secret, covering, at)?;
+        let caller = Caller { identity, labels };
+        let (request, entities) = self.book.vocabulary.question(caller, secret, covering, at)?;
         Ok(Authorizer::new().is_authorized(&request, policies, &entities))
+    }
+
+    /// A rule that people wrote to forbid by label would let a pod pass whose labels are not known.
+    fn check_blind_forbids(&self, identity: &Identity, secret: &SecretRef) -> Result<(), Denied> {
+        let Subject::Pod(_) = identity.subject() else { return Ok(()) };
+        let mut blind = self.book.rules.iter().filter(|rule| rule.forbids_blindly());
+        match blind.find(|rule| rule.may_cover(secret, identity.subject())) {
+            None => Ok(()),
+            Some(rule) => {
+                let name = &rule.name;
+                let reason = format!("rule '{name}' may forbid {identity} by a label: {UNKNOWN}");
+                Err(Denied { rule: Some(name.clone()), reason })
+            }
+        }
     }
 
     fn judge(
@@ -126,6 +155,7 @@ impl CompiledPolicy {
         response: &Response,
         identity: &Identity,
         secret: &SecretRef,
+        knows_labels: bool,
     ) -> Result<Permit, Denied> {
         let diagnostics = response.diagnostics();
         if let Some(error) = diagnostics.errors().next() {
@@ -145,10 +175,14 @@ impl CompiledPolicy {
             (Decision::Allow, None) => {
                 Err(Denied { rule: None, reason: "the engine named no rule".to_owned() })
             }
-            (Decision::Deny, Some(forbid)) => Err(Denied {
-                rule: Some(forbid.name.clone()),
-                reason: format!("rule '{}' forbids {identity} to read {secret}", forbid.name),
-            }),
+            (Decision::Deny, Some(forbid)) => {
+                let unknown = if forbid.labels.asks && !knows_labels { UNKNOWN } else { "" };
+                let colon = if unknown.is_empty() { "" } else { ": " };
+                let name = &forbid.name;
+                let reason =
+                    format!("rule '{name}' forbids {identity} to read {secret}{colon}{unknown}");
+                Err(Denied { rule: Some(name.clone()), reason })
+            }
             (Decision::Deny, None) => match identity.subject() {
                 // The source will decide, asked with the pod's own service account.
                 Subject::Pod(_)
@@ -161,16 +195,19 @@ impl CompiledPolicy {
                         login: login_of(identity, GrantLogin::ServiceAccount),
                     })
                 }
-                _ => Err(self.default_deny(identity, secret)),
+                _ => Err(self.default_deny(identity, secret, knows_labels)),
             },
         }
     }
 
-    fn default_deny(&self, identity: &Identity, secret: &SecretRef) -> Denied {
-        let covering: Vec<&str> =
-            self.covering(secret, identity).map(|rule| rule.name.as_str()).collect();
+    fn default_deny(&self, identity: &Identity, secret: &SecretRef, knows_labels: bool) -> Denied {
+        let rules: Vec<&Rule> = self.covering(secret, identity).collect();
+        let covering: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+        let is_pod = matches!(identity.subject(), Subject::Pod(_));
         let hint = if covering.is_empty() {
             "no grant covers the path".to_owned()
+        } else if is_pod && !knows_labels && rules.iter().any(|rule| rule.labels.asks) {
+            format!("covered by {}, but {UNKNOWN}", covering.join(", "))
         } else {
             let proof = identity.strength();
             format!(

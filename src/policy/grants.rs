@@ -1,9 +1,12 @@
 //! Grants as the configuration writes them, already parsed: names are ids, patterns are patterns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::domain::{Namespace, PathPattern, RuleName, ServiceAccountName, SourceName, VolumeName};
+use crate::domain::{
+    LabelKey, LabelValue, Namespace, PathPattern, RuleName, ServiceAccountName, SourceName,
+    VolumeName,
+};
 use crate::identity::ProofStrength;
 
 /// Everything policy is configured with.
@@ -21,6 +24,8 @@ pub struct PolicyConfig {
     /// A changed policy that would take secrets from more than this share of the volumes is held,
     /// in percent.
     pub hold_percent: u32,
+    /// Whether there is a pod directory: without one no rule may ask for labels.
+    pub knows_labels: bool,
 }
 
 impl Default for PolicyConfig {
@@ -31,6 +36,7 @@ impl Default for PolicyConfig {
             recheck: Duration::from_secs(60),
             own_identity: BTreeSet::new(),
             hold_percent: 10,
+            knows_labels: false,
         }
     }
 }
@@ -94,12 +100,14 @@ pub enum Who {
     Volume(VolumeName),
     /// Every user of this host; never a volume.
     AnyHostUser,
-    /// The pods of a namespace, or those of one service account in it.
+    /// The pods of a namespace, or some of them.
     Pods {
         /// The namespace.
         namespace: Namespace,
         /// The account; `None` is every account of the namespace.
         service_account: Option<ServiceAccountName>,
+        /// The labels they must have, all of them.
+        labels: BTreeMap<LabelKey, LabelValue>,
     },
     /// Every pod of this node.
     AnyPod,

@@ -9,12 +9,16 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::clock::BootInstant;
-use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef, SourceName};
+use crate::domain::{ConsumerId, LoginIdentity, PodUid, RuleName, SecretRef, SourceName};
+use crate::identity::pods::{Labels, PodDirectory};
 use crate::identity::{Identity, Subject};
 
 mod cases;
 mod engine;
 mod grants;
+#[cfg(test)]
+mod label_tests;
+mod labels;
 #[cfg(test)]
 mod pod_tests;
 mod rules;
@@ -98,29 +102,50 @@ struct Permit {
     login: LoginIdentity,
 }
 
+/// Where the labels of this node's pods are known.
+pub trait PodLabels: Send + Sync {
+    /// The labels a pod has now; `None` when nothing is known of it. Asked in decisions: no IO.
+    fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>>;
+}
+
+impl PodLabels for PodDirectory {
+    fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>> {
+        PodDirectory::labels(self, uid)
+    }
+}
+
 /// The current policy, replaceable at run time. Cheap to clone.
 #[derive(Clone)]
 pub struct Policy {
     current: Arc<ArcSwap<CompiledPolicy>>,
+    labels: Arc<dyn PodLabels>,
     generation: Arc<Generation>,
 }
 
-/// How often the policy was replaced: the number every hit compares, and who follows it.
+/// How often decisions made earlier stopped to hold: the number every hit compares, and who is told
+/// that it moved.
 struct Generation {
     number: AtomicU64,
-    followers: watch::Sender<u64>,
+    followers: watch::Sender<()>,
 }
 
 impl Policy {
-    /// Puts a compiled policy in force as generation 1.
+    /// Puts a compiled policy in force as generation 1. No pod's labels are known to it.
     pub fn new(compiled: CompiledPolicy) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(compiled)),
+            labels: Arc::new(PodDirectory::none()),
             generation: Arc::new(Generation {
                 number: AtomicU64::new(1),
-                followers: watch::Sender::new(1),
+                followers: watch::Sender::new(()),
             }),
         }
+    }
+
+    /// The same policy, which looks labels up there. Whoever changes them calls
+    /// [`Policy::labels_changed`].
+    pub fn with_labels(self, labels: Arc<dyn PodLabels>) -> Self {
+        Self { labels, ..self }
     }
 
     /// Decides. `now` bounds the proof's life; conditions on time use the wall clock inside.
@@ -134,7 +159,8 @@ impl Policy {
         // the older number and does not hold.
         let generation = self.generation.number.load(Ordering::Acquire);
         let policy = self.current.load();
-        let permit = policy.decide(identity, secret, Timestamp::now())?;
+        let labels = self.labels_for(&policy, identity);
+        let permit = policy.decide(identity, secret, labels.as_deref(), Timestamp::now())?;
         Ok(Authorized {
             identity: identity.clone(),
             secret: secret.clone(),
@@ -152,6 +178,24 @@ impl Policy {
         })
     }
 
+    /// What another policy would decide now, with the labels that are known here.
+    pub fn suppose(
+        &self,
+        other: &CompiledPolicy,
+        identity: &Identity,
+        secret: &SecretRef,
+    ) -> Result<Supposed, Denied> {
+        let labels = self.labels_for(other, identity);
+        other.suppose(identity, secret, labels.as_deref(), Timestamp::now())
+    }
+
+    fn labels_for(&self, policy: &CompiledPolicy, identity: &Identity) -> Option<Arc<Labels>> {
+        match identity.subject() {
+            Subject::Pod(pod) if policy.uses_labels() => self.labels.labels(&pod.uid),
+            _ => None,
+        }
+    }
+
     /// Whose identity asks a source what is mounted there, before any secret is known to decide
     /// about.
     pub fn probing_login(&self, identity: &Identity, source: &SourceName) -> LoginIdentity {
@@ -167,12 +211,25 @@ impl Policy {
     /// Replaces the policy; every subscription is re-authorised by whoever holds it.
     pub fn replace(&self, compiled: CompiledPolicy) {
         self.current.store(Arc::new(compiled));
-        let before = self.generation.number.fetch_add(1, Ordering::AcqRel);
-        self.generation.followers.send_replace(before + 1);
+        self.generation.advance();
     }
 
-    /// Follows the generation.
-    pub fn generations(&self) -> watch::Receiver<u64> {
+    /// Has everything decided anew, if any rule asks for labels. Call it after the labels changed.
+    pub fn labels_changed(&self) {
+        if self.current.load().uses_labels() {
+            self.generation.advance();
+        }
+    }
+
+    /// Tells when decisions made earlier hold no longer.
+    pub fn generations(&self) -> watch::Receiver<()> {
         self.generation.followers.subscribe()
+    }
+}
+
+impl Generation {
+    fn advance(&self) {
+        self.number.fetch_add(1, Ordering::AcqRel);
+        self.followers.send_replace(());
     }
 }

@@ -36,7 +36,7 @@ fn own(grants: Vec<GrantConfig>) -> PolicyConfig {
 
 fn pods(namespace: &str, service_account: Option<&str>) -> Who {
     let service_account = service_account.map(|name| name.parse().unwrap());
-    Who::Pods { namespace: namespace.parse().unwrap(), service_account }
+    Who::Pods { namespace: namespace.parse().unwrap(), service_account, labels: Default::default() }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use cedar_policy::{Expression, Policy, PolicyId, PolicySet, ValidationMode, Vali
 
 use super::engine::OWN_IDENTITY;
 use super::grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
+use super::labels::LabelUse;
 use super::schema::Vocabulary;
 use crate::domain::{IdError, PathPattern, RuleName, SecretRef, SourceName};
 use crate::identity::Subject;
@@ -70,6 +71,19 @@ pub enum PolicyError {
         /// The file.
         file: String,
     },
+    /// Labels that nobody could know.
+    #[error(
+        "rule '{0}' asks for the labels of pods, which are not known; set [pods] directory = \
+         \"apiserver\""
+    )]
+    NoDirectory(RuleName),
+    /// Labels that whoever creates a pod anywhere may give it.
+    #[error(
+        "rule '{0}' permits by a label in every namespace, and whoever may create a pod chooses \
+         its labels; add the namespace: who = {{ namespace = \"…\", labels = … }}, or in Cedar \
+         principal is Pod in Namespace::\"…\""
+    )]
+    LabelsWithoutNamespace(RuleName),
     /// The engine does not work on this machine or thread.
     #[error("the policy engine failed its self-test: {0}; this is a defect, please report it")]
     Engine(String),
@@ -80,6 +94,8 @@ pub(super) struct Rule {
     pub(super) name: RuleName,
     pub(super) share: Share,
     pub(super) login: GrantLogin,
+    pub(super) labels: LabelUse,
+    effect: Effect,
     /// The grant's path set; `None` for a policy from the Cedar file.
     paths: Option<(SourceName, Vec<PathPattern>)>,
 }
@@ -87,8 +103,23 @@ pub(super) struct Rule {
 impl Rule {
     /// What Cedar permits is never shared, and a pod reads it as itself: both are decisions that a
     /// grant spells out.
-    fn of_cedar(name: RuleName) -> Self {
-        Self { name, share: Share::Consumer, login: GrantLogin::ServiceAccount, paths: None }
+    fn of_cedar(name: RuleName, policy: &Policy) -> Self {
+        let effect = match policy.effect() {
+            cedar_policy::Effect::Permit => Effect::Permit,
+            cedar_policy::Effect::Forbid => Effect::Forbid,
+        };
+        let (share, login) = (Share::Consumer, GrantLogin::ServiceAccount);
+        Self { name, share, login, labels: LabelUse::of(policy), effect, paths: None }
+    }
+
+    /// Whether it forbids by a label and says nothing of pods whose labels are not known.
+    pub(super) fn forbids_blindly(&self) -> bool {
+        self.effect == Effect::Forbid && self.labels.asks && !self.labels.minds_unknown
+    }
+
+    /// Whether it may be about the secret: a rule from the Cedar file says so in its own terms.
+    pub(super) fn may_cover(&self, secret: &SecretRef, subject: &Subject) -> bool {
+        self.paths.is_none() || self.covers(secret, subject)
     }
 
     /// Whether the secret lies in this grant's path set, as it is for this caller.
@@ -114,7 +145,7 @@ pub(super) struct RuleBook {
 impl RuleBook {
     /// Parses and validates everything.
     pub(super) fn build(config: &PolicyConfig) -> Result<Self, Vec<PolicyError>> {
-        let mut draft = Draft::default();
+        let mut draft = Draft { knows_labels: config.knows_labels, ..Draft::default() };
         for grant in &config.grants {
             draft.add_grant(grant);
         }
@@ -139,6 +170,7 @@ struct Draft {
     names: HashSet<RuleName>,
     policies: PolicySet,
     problems: Vec<PolicyError>,
+    knows_labels: bool,
 }
 
 impl Draft {
@@ -149,8 +181,9 @@ impl Draft {
         match policy_of(grant) {
             Ok(policy) => {
                 let paths = Some((grant.source.clone(), grant.paths.clone()));
-                let GrantConfig { share, login, .. } = *grant;
-                let rule = Rule { name: grant.name.clone(), share, login, paths };
+                let GrantConfig { share, login, effect, .. } = *grant;
+                let labels = LabelUse::of(&policy);
+                let rule = Rule { name: grant.name.clone(), share, login, labels, effect, paths };
                 self.add(rule, &policy);
             }
             Err(problem) => self.problems.push(problem),
@@ -173,7 +206,7 @@ impl Draft {
         policies.sort_by_key(|policy| position(policy.id()));
         for policy in policies {
             match name_of(policy, &file.name) {
-                Ok(name) => self.add(Rule::of_cedar(name), policy),
+                Ok(name) => self.add(Rule::of_cedar(name, policy), policy),
                 Err(problem) => self.problems.push(problem),
             }
         }
@@ -185,6 +218,12 @@ impl Draft {
         let unique = !taken && self.names.insert(rule.name.clone());
         if !unique || self.policies.add(policy).is_err() {
             return self.problems.push(PolicyError::Duplicate(rule.name));
+        }
+        if rule.labels.asks && !self.knows_labels {
+            self.problems.push(PolicyError::NoDirectory(rule.name.clone()));
+        }
+        if rule.labels.asks && rule.effect == Effect::Permit && !rule.labels.names_namespace {
+            self.problems.push(PolicyError::LabelsWithoutNamespace(rule.name.clone()));
         }
         self.rules.push(rule);
     }
@@ -244,10 +283,10 @@ fn cedar_text(grant: &GrantConfig) -> String {
         Who::Group { gid } => format!("principal is HostUser in Group::\"{gid}\""),
         Who::Volume(name) => format!("principal == Volume::\"{name}\""),
         Who::AnyHostUser => "principal is HostUser".to_owned(),
-        Who::Pods { namespace, service_account: None } => {
+        Who::Pods { namespace, service_account: None, .. } => {
             format!("principal is Pod in Namespace::\"{namespace}\"")
         }
-        Who::Pods { namespace, service_account: Some(account) } => {
+        Who::Pods { namespace, service_account: Some(account), .. } => {
             format!("principal is Pod in ServiceAccount::\"{namespace}/{account}\"")
         }
         Who::AnyPod => "principal is Pod".to_owned(),
@@ -259,6 +298,19 @@ fn cedar_text(grant: &GrantConfig) -> String {
     if grant.effect == Effect::Permit {
         let proof = grant.min_proof;
         text.push_str(&format!("\nwhen {{ context.proofs.contains(\"{proof}\") }}"));
+    }
+    if let Who::Pods { labels, .. } = &grant.who
+        && !labels.is_empty()
+    {
+        let label = |(key, value)| {
+            format!("principal.hasTag(\"{key}\") && principal.getTag(\"{key}\") == \"{value}\"")
+        };
+        let all = labels.iter().map(label).collect::<Vec<_>>().join(" && ");
+        // What is not known must neither permit nor slip past what forbids.
+        text.push_str(&match grant.effect {
+            Effect::Permit => format!("\nwhen {{ {all} }}"),
+            Effect::Forbid => format!("\nwhen {{ !principal.labels_known || ({all}) }}"),
+        });
     }
     if let Some(when) = &grant.when {
         // The line end closes a comment at the end of the condition.

@@ -4,12 +4,12 @@
 //! |---|---|---|---|
 //! | `HostUser` | uid | `uid`, `gids` | its `Group`s |
 //! | `Volume` | name | `name` | |
-//! | `Pod` | uid | `name`, `namespace`, `service_account(_uid)` | its `ServiceAccount` |
+//! | `Pod` | uid | `name`, `namespace`, `service_account(_uid)`, `labels_known` | its account |
 //! | `ServiceAccount` | `namespace/name` | | its `Namespace` |
 //! | `Secret` | `source:path` | `source`, `path` | the `PathSet`s that match it |
 //!
-//! A `PathSet` has the name of a grant. Which ones match is computed here, segment by segment:
-//! Cedar's own `like` lets `*` cross a `/`.
+//! A pod's labels are its tags. A `PathSet` has the name of a grant. Which ones match is computed
+//! here, segment by segment: Cedar's own `like` lets `*` cross a `/`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::domain::{Pod, RuleName, SecretRef};
+use crate::identity::pods::Labels;
 use crate::identity::{Identity, ProofStrength, Subject};
 
 const ENTITIES: &str = r#"
@@ -34,7 +35,8 @@ entity Pod in [ServiceAccount] = {
     "namespace": String,
     "service_account": String,
     "service_account_uid": String,
-};
+    "labels_known": Bool,
+} tags String;
 entity Secret in [PathSet] = { "source": String, "path": String };
 action "read" appliesTo {
     principal: [HostUser, Volume, Pod],
@@ -58,6 +60,14 @@ const PROOFS: [ProofStrength; 5] = [
     ProofStrength::Token,
     ProofStrength::Declared,
 ];
+
+/// Who asks, with what is known beside the proof.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    pub(super) identity: &'a Identity,
+    /// A pod's; `None` when they are not known.
+    pub(super) labels: Option<&'a Labels>,
+}
 
 /// Why Cedar could not be given something; always a defect of ours, and always a denial.
 pub(super) type CedarError = Box<dyn std::error::Error + Send + Sync>;
@@ -105,21 +115,21 @@ impl Vocabulary {
         &self.schema
     }
 
-    /// Puts one question: may `identity` read `secret`, which lies in `path_sets`, at this moment?
+    /// Puts one question: may `caller` read `secret`, which lies in `path_sets`, at this moment?
     pub(super) fn question<'a>(
         &self,
-        identity: &Identity,
+        caller: Caller<'_>,
         secret: &SecretRef,
         path_sets: impl Iterator<Item = &'a RuleName>,
         at: Timestamp,
     ) -> Result<(Request, Entities), CedarError> {
-        let (principal, above) = self.principal(identity.subject())?;
+        let (principal, above) = self.principal(caller)?;
         let resource = self.resource(secret, path_sets)?;
         let request = Request::new(
             principal.uid(),
             self.read.clone(),
             resource.uid(),
-            context(identity, at)?,
+            context(caller.identity, at)?,
             Some(&self.schema),
         )?;
         let all = [principal, resource].into_iter().chain(above);
@@ -128,8 +138,8 @@ impl Vocabulary {
     }
 
     /// The caller, and the entities it is in by way of others.
-    fn principal(&self, subject: &Subject) -> Result<(Entity, Vec<Entity>), CedarError> {
-        let entity = match subject {
+    fn principal(&self, caller: Caller<'_>) -> Result<(Entity, Vec<Entity>), CedarError> {
+        let entity = match caller.identity.subject() {
             Subject::HostUser { uid, gids } => {
                 let long = |id: u32| RestrictedExpression::new_long(i64::from(id));
                 let groups = gids.iter().map(|gid| self.uid(&self.group, &gid.to_string()));
@@ -147,12 +157,12 @@ impl Vocabulary {
                 let attributes = HashMap::from([("name".to_owned(), text(name.as_str()))]);
                 Entity::new(self.uid(&self.volume, name.as_str()), attributes, HashSet::new())?
             }
-            Subject::Pod(pod) => return self.pod(pod),
+            Subject::Pod(pod) => return self.pod(pod, caller.labels),
         };
         Ok((entity, Vec::new()))
     }
 
-    fn pod(&self, pod: &Pod) -> Result<(Entity, Vec<Entity>), CedarError> {
+    fn pod(&self, pod: &Pod, labels: Option<&Labels>) -> Result<(Entity, Vec<Entity>), CedarError> {
         let account = &pod.account;
         let namespace = self.uid(&self.namespace, account.namespace.as_str());
         let service_account = self.uid(&self.service_account, &account.to_string());
@@ -162,9 +172,12 @@ impl Vocabulary {
             ("service_account", account.name.as_str()),
             ("service_account_uid", account.uid.as_str()),
         ];
+        let known = RestrictedExpression::new_bool(labels.is_some());
         let attributes = attributes.map(|(key, value)| (key.to_owned(), text(value)));
-        let parents = HashSet::from([service_account.clone()]);
-        let pod = Entity::new(self.uid(&self.pod, pod.uid.as_str()), attributes.into(), parents)?;
+        let attributes = attributes.into_iter().chain([("labels_known".to_owned(), known)]);
+        let tags = labels.into_iter().flatten().map(|(key, value)| (key.clone(), text(value)));
+        let id = self.uid(&self.pod, pod.uid.as_str());
+        let pod = Entity::new_with_tags(id, attributes, [service_account.clone()], tags)?;
         let service_account = Entity::new_no_attrs(service_account, HashSet::from([namespace]));
         Ok((pod, vec![service_account]))
     }

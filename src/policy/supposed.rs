@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::{CompiledPolicy, Denied};
 use crate::domain::{LoginIdentity, RuleName, SecretRef};
 use crate::identity::Identity;
+use crate::identity::pods::Labels;
 
 /// What would be allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +17,16 @@ pub struct Supposed {
 }
 
 impl CompiledPolicy {
-    /// What this policy, in force or not, says about a caller and a secret at a moment.
+    /// What this policy, in force or not, says about a caller, with its pod's labels if they are
+    /// known, and a secret at a moment.
     pub fn suppose(
         &self,
         identity: &Identity,
         secret: &SecretRef,
+        labels: Option<&Labels>,
         at: Timestamp,
     ) -> Result<Supposed, Denied> {
-        let permit = self.decide(identity, secret, at)?;
+        let permit = self.decide(identity, secret, labels, at)?;
         Ok(Supposed { rule: permit.rule, login: permit.login })
     }
 }

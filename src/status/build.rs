@@ -8,11 +8,12 @@ use crate::broker::report::{
 };
 use crate::clock::{BootInstant, Human};
 use crate::domain::{ConsumerId, PathKind, SourceName};
+use crate::identity::pods::{DirectoryMode, DirectoryState};
 use crate::source::SourceDescription;
 use crate::status::view::{Clocks, rfc3339};
 use crate::status::{
-    Health, ItemStatus, ItemView, LeaseView, LimitView, SecretView, SessionView, SourceView,
-    StatusView, VolumeStatus, VolumeView, cause, outlook,
+    Health, ItemStatus, ItemView, LeaseView, LimitView, PodDirectoryView, SecretView, SessionView,
+    SourceView, StatusView, VolumeStatus, VolumeView, cause, outlook,
 };
 
 /// What only the agent itself knows.
@@ -36,6 +37,8 @@ pub struct Facts {
     pub audit_healthy: bool,
     /// What each source is.
     pub sources: BTreeMap<SourceName, SourceDescription>,
+    /// How the pod directory is.
+    pub pod_directory: DirectoryState,
     /// Protections of this process that are in force or missing.
     pub hardening: Vec<String>,
     /// Anything else worth knowing.
@@ -74,6 +77,7 @@ impl StatusView {
                 .collect(),
             secrets: report.secrets.iter().map(|secret| self::secret(secret, clocks)).collect(),
             volumes: volumes.iter().map(|volume| self::volume(volume, clocks)).collect(),
+            pod_directory: pod_directory(&facts.pod_directory, clocks),
             limits: report.limits.iter().map(limit).collect(),
             counters: report.counters.into(),
             hardening: facts.hardening.clone(),
@@ -195,6 +199,17 @@ fn item(item: &ItemStatus, clocks: Clocks) -> ItemView {
     }
 }
 
+fn pod_directory(state: &DirectoryState, clocks: Clocks) -> Option<PodDirectoryView> {
+    (state.mode == DirectoryMode::ApiServer).then(|| PodDirectoryView {
+        mode: "apiserver".to_owned(),
+        synced: state.synced,
+        pods: state.pods,
+        heard: state.heard_at.map(|at| clocks.moment(at)),
+        failing_since: state.failing.as_ref().map(|(since, _)| clocks.moment(*since)),
+        last_error: state.failing.as_ref().map(|(_, error)| error.clone()),
+    })
+}
+
 fn limit(limit: &LimitReport) -> LimitView {
     LimitView { name: limit.name.to_owned(), used: limit.used, cap: limit.cap, hits: limit.hits }
 }
@@ -222,7 +237,7 @@ mod tests {
         assert_eq!(
             names(&json),
             "causes counters deadlines hardening headline health instance limits notes outlook \
-             secrets sessions sources taken_at uptime_seconds version volumes"
+             pod_directory secrets sessions sources taken_at uptime_seconds version volumes"
         );
         assert_eq!(
             names(&json["secrets"][0]),
@@ -274,6 +289,28 @@ mod tests {
         report.secrets[1].state = "not-found";
         report.secrets[1].consumers.clear();
         assert_eq!(view(&report, &volumes, &facts).health, Health::Healthy);
+    }
+
+    #[test]
+    fn a_lost_directory_degrades_and_says_what_still_works() {
+        let (report, volumes, mut facts) = sample::healthy();
+        facts.pod_directory = DirectoryState {
+            mode: DirectoryMode::ApiServer,
+            synced: true,
+            pods: 7,
+            heard_at: Some(facts.now - std::time::Duration::from_secs(40)),
+            failing: None,
+        };
+        let healthy = view(&report, &volumes, &facts);
+        assert_eq!(healthy.health, Health::Healthy);
+        let directory = healthy.pod_directory.unwrap();
+        assert_eq!((directory.pods, directory.heard.unwrap().in_seconds), (7, -40));
+        let since = facts.now - std::time::Duration::from_secs(30);
+        facts.pod_directory.failing = Some((since, "connection refused".to_owned()));
+        let lost = view(&report, &volumes, &facts);
+        let expected = "no news of this node's pods for 30s: connection refused";
+        assert_eq!((lost.health, lost.headline.as_str()), (Health::Degraded, expected));
+        assert!(lost.outlook.unwrap().to_do[0].contains("list and watch pods"));
     }
 
     #[test]

@@ -44,6 +44,14 @@ pub(super) fn causes(report: &Report, volumes: &[VolumeStatus], facts: &Facts) -
             .map(|secret| self::secret(secret, facts.now)),
     );
     causes.extend(volumes.iter().flat_map(volume));
+    if let Some((since, error)) = &facts.pod_directory.failing {
+        let since = Human(facts.now.since(*since));
+        causes.push(Cause::new(
+            format!("no news of this node's pods for {since}: {error}"),
+            "let the agent's service account list and watch pods, and look at the API server; \
+             pods that are known go on being served",
+        ));
+    }
     if let Some(problem) = &facts.config_problem {
         causes.push(Cause::new(
             format!("the new configuration is refused and the old one in force: {problem}"),

@@ -42,6 +42,10 @@ fn facets(view: &StatusView) -> Facets {
         let state = if source.reachable { "reachable" } else { "unreachable" };
         note(format!("source {}", source.name), "state", state.to_owned());
     }
+    if let Some(directory) = &view.pod_directory {
+        let state = if directory.last_error.is_none() { "heard" } else { "lost" };
+        note("pod directory".to_owned(), "state", state.to_owned());
+    }
     for session in &view.sessions {
         let subject = format!("session {} ({})", session.source, session.purpose);
         note(subject, "state", session.state.clone());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::clock::Human;
+use crate::status::build::count;
 use crate::status::{Health, Moment, SecretView, StatusView, VolumeView};
 
 /// How it may look.
@@ -29,6 +30,7 @@ pub fn render_status(view: &StatusView, style: Style) -> String {
     sessions(&mut text, view, style);
     secrets(&mut text, view, style);
     volumes(&mut text, view, style);
+    pod_directory(&mut text, view);
     limits(&mut text, view, style);
     for note in &view.notes {
         let _infallible = writeln!(text, "\nnote: {note}");
@@ -215,6 +217,19 @@ fn volume(volume: &VolumeView) -> Vec<Vec<String>> {
     volume.items.iter().map(row).collect()
 }
 
+fn pod_directory(text: &mut String, view: &StatusView) {
+    let Some(directory) = &view.pod_directory else { return };
+    let heard = directory.heard.as_ref().map_or("never".to_owned(), Moment::relative);
+    let _infallible = match directory.synced {
+        true => writeln!(
+            text,
+            "\npod directory: {} known, API server last heard of {heard}",
+            count(directory.pods, "pod")
+        ),
+        false => writeln!(text, "\npod directory: not listed yet"),
+    };
+}
+
 /// Only limits that were hit or are nearly used up; all of them are in the JSON.
 fn limits(text: &mut String, view: &StatusView, style: Style) {
     let (share, whole) = LIMIT_SHOWN_FROM;
@@ -301,6 +316,28 @@ Sources
         let wanted = "vault:database/creds/shop dynamic fresh 13m20s renew in 1m40s in 6m40s \
                       3fa94c renewed 1x volume:shop";
         assert_eq!(words.join(" "), wanted);
+    }
+
+    #[test]
+    fn a_directory_is_one_line() {
+        let (report, volumes, facts) = sample::healthy();
+        let mut view = StatusView::new(&report, &volumes, &facts);
+        assert!(!render_status(&view, PLAIN).contains("pod directory"));
+        let heard = Moment { at: view.taken_at.clone(), in_seconds: -40 };
+        let mut directory = crate::status::PodDirectoryView {
+            mode: "apiserver".to_owned(),
+            synced: false,
+            pods: 1,
+            heard: Some(heard),
+            failing_since: None,
+            last_error: None,
+        };
+        view.pod_directory = Some(directory.clone());
+        assert!(render_status(&view, PLAIN).contains("\npod directory: not listed yet\n"));
+        directory.synced = true;
+        view.pod_directory = Some(directory);
+        let expected = "\npod directory: 1 pod known, API server last heard of 40s ago\n";
+        assert!(render_status(&view, PLAIN).contains(expected));
     }
 
     #[test]

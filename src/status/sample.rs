@@ -9,6 +9,7 @@ use crate::broker::report::{
 };
 use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, PathKind, SecretRef};
+use crate::identity::pods::PodDirectory;
 use crate::source::{ErrorClass, SourceDescription};
 use crate::status::{Facts, ItemStatus, VolumeStatus};
 
@@ -133,6 +134,7 @@ fn facts() -> Facts {
         policy_held: None,
         audit_healthy: true,
         sources: BTreeMap::from([("vault".parse().unwrap(), description)]),
+        pod_directory: PodDirectory::none().state(),
         hardening: vec!["memory locked".to_owned()],
         notes: Vec::new(),
     }

@@ -39,6 +39,9 @@ pub struct StatusView {
     pub secrets: Vec<SecretView>,
     /// The volumes in name order.
     pub volumes: Vec<VolumeView>,
+    /// The pod directory, where there is one.
+    #[serde(default)]
+    pub pod_directory: Option<PodDirectoryView>,
     /// Every bound and how far it is used.
     pub limits: Vec<LimitView>,
     /// Running counters since the start.
@@ -301,6 +304,23 @@ pub struct ItemView {
     pub version: Option<u64>,
     /// What is wrong.
     pub problem: Option<TroubleView>,
+}
+
+/// What is known of this node's pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodDirectoryView {
+    /// `apiserver`.
+    pub mode: String,
+    /// Whether the node's pods were listed at least once.
+    pub synced: bool,
+    /// How many pods are known.
+    pub pods: usize,
+    /// When the API server was last heard of.
+    pub heard: Option<Moment>,
+    /// Since when there is no news.
+    pub failing_since: Option<Moment>,
+    /// Why.
+    pub last_error: Option<String>,
 }
 
 /// One bound.

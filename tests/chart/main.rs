@@ -95,6 +95,7 @@ fn values_that_would_not_work_are_refused_with_their_name() {
         ("config=", "config"),
         ("config=[sources.vault]\n[agent]", "the chart writes these itself"),
         ("config=[sources.vault]\n[sockets.host]", "the chart writes these itself"),
+        ("config=[sources.vault]\n[pods]", "the chart writes these itself"),
         ("vaultCA.secret=both", "vaultCA"),
         (digest, "digest"),
         ("privileged=true", "privileged"),
@@ -127,8 +128,16 @@ fn rights_follow_how_tokens_are_judged_and_pods_are_known() {
             r#"roleRef.name = "secrets-broker-token-reviews""#,
         ]
     );
-    let pods = rules(&["--set", "podDirectory=apiserver"]).concat();
+    let with_pods = ["--set", "podDirectory=apiserver"];
+    let pods = rules(&with_pods).concat();
     assert!(pods.contains(r#"["pods"]"#) && pods.contains(r#"["list","watch"]"#), "{pods}");
+    let config = |arguments: &[&str]| {
+        let objects = rendered(arguments);
+        let map = of_kind(&objects, "ConfigMap")[0];
+        map["data"]["config.toml"].as_str().expect("a configuration").to_owned()
+    };
+    assert!(config(&with_pods).contains("\n[pods]\ndirectory = \"apiserver\"\n\n[csi]\n"));
+    assert!(!config(&[]).contains("[pods]"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use secrets_broker::config::{Config, Host, Problem};
 
+mod pods;
 mod refused;
 
 /// A host with two accounts, a key variable and every file except those called `missing`.
@@ -58,7 +59,9 @@ fn what_the_example_does_not_comment_out_is_the_default() {
     let minimal = parse(VAULT).unwrap();
     let example = parse(&format!("{EXAMPLE}\n{VAULT}")).unwrap();
     assert_eq!(format!("{example:#?}"), format!("{minimal:#?}"));
-    for section in ["[agent]", "[cache]", "[limits]", "[sockets.host]", "[audit]", "[policy]"] {
+    for section in
+        ["[agent]", "[cache]", "[limits]", "[sockets.host]", "[audit]", "[policy]", "[pods]"]
+    {
         assert!(EXAMPLE.lines().any(|line| line == section), "{section}");
     }
 }

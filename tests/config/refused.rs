@@ -4,11 +4,11 @@ use super::{VAULT, parse};
 
 /// One bad input: what is added to [`VAULT`], the line counted from the addition's first one, the
 /// key, a piece of the message and a piece of the remedy.
-type Case = (&'static str, usize, &'static str, &'static str, &'static str);
+pub type Case = (&'static str, usize, &'static str, &'static str, &'static str);
 
 const VOLUME: &str = "[[volumes]]\nname = \"a\"\npath = \"/run/v/a\"\n";
 
-fn check(cases: &[Case]) {
+pub fn check(cases: &[Case]) {
     let offset = VAULT.lines().count();
     for (text, line, key, message, remedy) in cases {
         let text = text.replace("VOLUME\n", VOLUME);

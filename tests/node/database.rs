@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use serde_json::{Value, json};
 
-use crate::product::{Product, leftovers, pod, product, unlinked};
+use crate::product::{Product, leftovers, pod, product, root_of, unlinked};
 use crate::support::node::pods::plain_log;
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
@@ -30,7 +30,7 @@ const READS_LAST: &str = "
     while :; do sleep 1 & wait $!; done";
 
 /// The credential as the pod sees it now.
-fn credential(file: &PathBuf) -> std::io::Result<(String, String)> {
+fn credential(file: &Path) -> std::io::Result<(String, String)> {
     let credential: Value = serde_json::from_slice(&fs::read(file)?).expect("a whole document");
     let text = |key: &str| credential[key].as_str().expect("a text").to_owned();
     Ok((text("username"), text("password")))
@@ -69,7 +69,7 @@ fn no_query_fails_through_renewals_and_a_replacement_and_the_pods_end_ends_every
     let uid = node.apply(&app)["metadata"]["uid"].as_str().expect("a uid").to_owned();
     node.wait_until_ready("life", "app");
     let process = node.container_process("life", "app", "main").expect("its process");
-    let volume = PathBuf::from(format!("/proc/{process}/root/secrets"));
+    let volume = root_of(process).join("secrets");
     let file = volume.join("database.json");
 
     let (first, _) = credential(&file).expect("the file is there");

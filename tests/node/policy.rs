@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::product::{pod, product};
+use crate::product::{pod, product, root_of};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
 use crate::support::shared::{NAMESPACE, node};
@@ -35,12 +35,12 @@ fn a_forbidding_grant_takes_files_away_and_refuses_new_pods_within_five_seconds(
     start("app");
     node.wait_until_ready("barred", "app");
     let app = node.container_process("barred", "app", "main").expect("its process");
-    let token = format!("/proc/{app}/root/secrets/token");
+    let token = root_of(app).join("secrets/token");
     assert_eq!(fs::read_to_string(&token).expect("the file is there"), "s3cr3t");
 
     let ours = product.pod_name();
     let agent = node.container_process(NAMESPACE, &ours, "agent").expect("the agent's process");
-    let config = format!("/proc/{agent}/root/etc/secrets-broker/config.toml");
+    let config = root_of(agent).join("etc/secrets-broker/config.toml");
     let configured = || fs::read_to_string(&config).expect("the configuration").contains("barred");
     product.configure(FORBIDDEN);
     let deadline = Instant::now() + SOON;
@@ -56,7 +56,7 @@ fn a_forbidding_grant_takes_files_away_and_refuses_new_pods_within_five_seconds(
     product.wait_for_event("barred", "late", "barred", "s3cr3t");
     assert_eq!(node.pod("barred", "late")["status"]["phase"], "Pending");
     // Grants are reloaded by the agent that runs.
-    assert_eq!(product.pods(), [ours.clone()]);
+    assert_eq!(product.pods(), std::slice::from_ref(&ours));
     assert_eq!(node.container_process(NAMESPACE, &ours, "agent"), Some(agent));
 
     product.configure("");

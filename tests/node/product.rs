@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -105,7 +105,11 @@ impl Product {
     fn values(&self, more: &str) -> Value {
         let config = CONFIG.replace("{vault}", &self.bed.vault.address);
         json!({
-            "image": { "repository": "localhost/secrets-broker", "tag": "test", "pullPolicy": "Never" },
+            "image": {
+                "repository": "localhost/secrets-broker",
+                "tag": "test",
+                "pullPolicy": "Never",
+            },
             "config": format!("{config}{more}"),
             "vaultCA": { "configMap": "" },
             "log": { "level": "debug", "format": "text" },
@@ -246,6 +250,11 @@ impl Product {
         let users = self.bed.database_users();
         users.into_iter().filter(|user| user.contains(&format!("-{role}-"))).collect()
     }
+}
+
+/// The files as a process in a container sees them.
+pub fn root_of(process: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{process}/root"))
 }
 
 /// A pod of one container `main` with a volume at `/secrets`.

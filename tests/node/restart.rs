@@ -1,7 +1,6 @@
 //! The agent and the mounter end and come back; pods that run notice nothing.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::product::{leftovers, pod, product_alone};
+use crate::product::{leftovers, pod, product_alone, root_of};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
 use crate::support::shared::{NAMESPACE, node};
@@ -72,7 +71,7 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     let uid = app["metadata"]["uid"].as_str().expect("a uid");
     node.wait_until_ready("kill", "app");
     let app = node.container_process("kill", "app", "main").expect("its process");
-    let volume = PathBuf::from(format!("/proc/{app}/root/secrets"));
+    let volume = root_of(app).join("secrets");
 
     let ours = product.pod_name();
     let process = |container: &str| node.container_process(NAMESPACE, &ours, container);

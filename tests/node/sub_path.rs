@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::ground::SERVE;
-use crate::product::{leftovers, pod, product, unlinked};
+use crate::product::{leftovers, pod, product, root_of, unlinked};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
 use crate::support::shared::node;
@@ -34,7 +34,7 @@ fn a_sub_path_keeps_the_file_it_started_with_and_does_not_hinder_removal() {
     node.wait_until_ready("sub", "app");
     let process = |container: &str| {
         let process = node.container_process("sub", "app", container).expect("its process");
-        PathBuf::from(format!("/proc/{process}/root"))
+        root_of(process)
     };
     let (volume, file) = (process("main").join("secrets"), process("file").join("token"));
     let first = fs::read_link(volume.join("..data")).expect("the first revision");

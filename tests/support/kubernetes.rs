@@ -59,6 +59,7 @@ impl Kubernetes {
         let dir = TempDir::with_prefix("kubernetes-").expect("create a directory");
         let (store, etcd) = start_etcd(dir.path());
         let address = format!("https://{}:{}", listen.advertise, listen.port);
+        key_files(dir.path(), "service-accounts");
         let command = apiserver(dir.path(), &store, listen);
         let mut apiserver = Process::spawn("kube-apiserver", &command, dir.path());
         // The server makes its own certificate; the file ends with the authority's.
@@ -98,13 +99,20 @@ impl Kubernetes {
         file
     }
 
-    /// Ends the API server; what it stored stays.
+    /// Ends the API server at once: asked to stop, it would wait a minute for whoever watches. What
+    /// it stored stays.
     pub fn stop(&mut self) {
-        self.apiserver.stop(START);
+        self.apiserver.kill();
     }
 
     /// Starts it again with another key for tokens: all earlier ones end.
     pub fn start_with_another_key(&mut self) {
+        key_files(self.dir.path(), "service-accounts");
+        self.start_again();
+    }
+
+    /// Starts it again as it was.
+    pub fn start_again(&mut self) {
         let command = apiserver(self.dir.path(), &self.store, &self.listen);
         self.apiserver = Process::spawn("kube-apiserver", &command, self.dir.path());
         wait_until_ready(&mut self.apiserver, &self.api);
@@ -193,6 +201,27 @@ impl Kubernetes {
             "subjects": [account],
         });
         self.create("apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
+    }
+
+    /// The right to list and watch pods, as the chart grants it.
+    pub fn let_watch_pods(&self, namespace: &str, name: &str) {
+        let rbac = "apis/rbac.authorization.k8s.io/v1";
+        let role = format!("{namespace}-{name}-pods");
+        let rule = json!({ "apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"] });
+        let definition = json!({ "metadata": { "name": role }, "rules": [rule] });
+        self.create(&format!("{rbac}/clusterroles"), definition);
+        let account = json!({ "kind": "ServiceAccount", "namespace": namespace, "name": name });
+        let reference = json!({
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": role,
+        });
+        let binding = json!({
+            "metadata": { "name": role },
+            "roleRef": reference,
+            "subjects": [account],
+        });
+        self.create(&format!("{rbac}/clusterrolebindings"), binding);
     }
 
     /// Has the API server judge an object as if it were created, unknown fields included.
@@ -293,7 +322,8 @@ fn start_etcd(dir: &Path) -> (String, Process) {
 }
 
 fn apiserver(dir: &Path, store: &str, listen: &Listen) -> Command {
-    let (public_key, private_key) = key_files(dir, "service-accounts");
+    let [public_key, private_key] =
+        ["pub", "key"].map(|part| dir.join(format!("service-accounts.{part}")));
     let tokens = dir.join("tokens.csv");
     let rows = User::ALL.map(|user| {
         let (name, group) = user.name_and_group();

@@ -9,6 +9,7 @@ mod confidentiality;
 mod connections;
 mod consumers;
 mod databases;
+mod pods;
 mod rig;
 mod secrets;
 mod sessions;

@@ -58,6 +58,11 @@ cgroup_root = {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if ne .Values.podDirectory "none" }}
+
+[pods]
+directory = {{ .Values.podDirectory | quote }}
+{{- end }}
 
 [csi]
 enabled = true

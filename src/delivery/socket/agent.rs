@@ -17,6 +17,7 @@ use super::{answer, metrics};
 use crate::broker::{Broker, ResolveError};
 use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, LocalLeaseId, LoginIdentity, PathKind, SecretRef, Spelling};
+use crate::identity::pods::DirectoryState;
 use crate::identity::{Identity, Listener};
 
 /// How long an event request waits for a change.
@@ -38,6 +39,8 @@ pub enum Viewer {
 pub trait OperatorApi: Send + Sync {
     /// Whether the agent can serve, or what it waits for.
     fn ready(&self) -> Result<(), String>;
+    /// How the pod directory is.
+    fn pod_directory(&self) -> DirectoryState;
     /// The status view, as JSON text: a tree of values would be several times its size.
     async fn status(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal>;
     /// Its leases.
@@ -115,7 +118,8 @@ impl Connection {
             return Err(Refusal::denied());
         }
         let report = self.deps.broker.report().await?;
-        let text = metrics::render(&self.deps.metrics, &report, &self.deps.volumes.all());
+        let (volumes, pods) = (self.deps.volumes.all(), self.deps.operators.pod_directory());
+        let text = metrics::render(&self.deps.metrics, &report, &volumes, &pods);
         Ok(answer::text(metrics::CONTENT_TYPE, text))
     }
 

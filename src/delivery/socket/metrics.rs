@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 
 use crate::broker::report::{Counters, LimitReport, Report, SourceReport};
 use crate::clock::BootInstant;
+use crate::identity::pods::{DirectoryMode, DirectoryState};
 use crate::status::VolumeStatus;
 use crate::telemetry::Metrics;
 
@@ -23,7 +24,12 @@ const POD_VOLUME_STATES: [&str; 4] = ["current", "problem", "alarm", "waiting"];
 type Labelled = Family<Vec<(&'static str, String)>, Gauge<f64, AtomicU64>>;
 
 /// Everything there is to measure, as OpenMetrics text. No path, consumer or id is a label.
-pub fn render(metrics: &Metrics, report: &Report, volumes: &[VolumeStatus]) -> String {
+pub fn render(
+    metrics: &Metrics,
+    report: &Report,
+    volumes: &[VolumeStatus],
+    pods: &DirectoryState,
+) -> String {
     let mut text = String::with_capacity(16 * 1024);
     let mut registry = Registry::with_prefix("secrets_broker");
     register_counters(&mut registry, &report.counters);
@@ -31,6 +37,7 @@ pub fn render(metrics: &Metrics, report: &Report, volumes: &[VolumeStatus]) -> S
     register_secrets(&mut registry, report);
     register_limits(&mut registry, &report.limits);
     register_volumes(&mut registry, volumes);
+    register_pod_directory(&mut registry, pods, report.taken_at);
     let encoded = metrics
         .encode(&mut text)
         .and_then(|()| encode_registry(&mut text, &registry))
@@ -155,6 +162,26 @@ fn register_volumes(registry: &mut Registry, volumes: &[VolumeStatus]) {
     registry.register("pod_volumes", "Pods' volumes by state", pods);
 }
 
+/// Without a directory there is nothing to say.
+fn register_pod_directory(registry: &mut Registry, pods: &DirectoryState, now: BootInstant) {
+    let (up, known, quiet) = (Labelled::default(), Labelled::default(), Labelled::default());
+    if pods.mode == DirectoryMode::ApiServer {
+        let mode = || [("mode", "apiserver".to_owned())];
+        set(&up, mode(), f64::from(u8::from(pods.synced && pods.failing.is_none())));
+        set(&known, mode(), count(pods.pods));
+        if let Some(heard_at) = pods.heard_at {
+            set(&quiet, mode(), now.since(heard_at).as_secs_f64());
+        }
+    }
+    registry.register("pod_directory_up", "Whether the API server tells of pods", up);
+    registry.register("pod_directory_pods", "Pods of this node that are known", known);
+    registry.register(
+        "pod_directory_quiet_seconds",
+        "Time since the API server was last heard of",
+        quiet,
+    );
+}
+
 /// The worst that is true of it.
 fn pod_volume_state(volume: &VolumeStatus, failing: usize) -> &'static str {
     let [current, problem, alarm, waiting] = POD_VOLUME_STATES;
@@ -179,6 +206,7 @@ fn count(number: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::domain::{Pod, ServiceAccount, VolumeName};
+    use crate::identity::pods::PodDirectory;
     use std::time::Duration;
 
     #[test]
@@ -212,7 +240,8 @@ mod tests {
             volume(&pod, None, Some("full")),
             volume(&declared, Some("..1"), Some("full")),
         ];
-        let text = render(&Metrics::new(), &Report::default(), &volumes);
+        let pods = PodDirectory::none().state();
+        let text = render(&Metrics::new(), &Report::default(), &volumes, &pods);
         for line in [
             r#"secrets_broker_pod_volumes{state="current"} 1.0"#,
             r#"secrets_broker_pod_volumes{state="problem"} 0.0"#,
@@ -223,6 +252,29 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert!(!text.contains("web-0"));
+        assert!(!text.lines().any(|line| line.starts_with("secrets_broker_pod_directory")));
+    }
+
+    #[test]
+    fn a_directory_says_whether_it_is_up_and_how_long_it_has_been_quiet() {
+        let at = |seconds| BootInstant::default() + Duration::from_secs(seconds);
+        let pods = DirectoryState {
+            mode: DirectoryMode::ApiServer,
+            synced: true,
+            pods: 12,
+            heard_at: Some(at(60)),
+            failing: None,
+        };
+        let report = Report { taken_at: at(100), ..Report::default() };
+        let text = |pods: &DirectoryState| render(&Metrics::new(), &report, &[], pods);
+        let up = text(&pods);
+        for (name, value) in [("up", "1.0"), ("pods", "12.0"), ("quiet_seconds", "40.0")] {
+            let line = format!("secrets_broker_pod_directory_{name}{{mode=\"apiserver\"}} {value}");
+            assert!(up.lines().any(|found| found == line), "{line} in\n{up}");
+        }
+        let failing = Some((at(90), "connection refused".to_owned()));
+        let down = text(&DirectoryState { failing, ..pods });
+        assert!(down.contains("pod_directory_up{mode=\"apiserver\"} 0.0"), "{down}");
     }
 
     #[test]
@@ -241,7 +293,8 @@ mod tests {
         let counters = Counters { renewals: 7, ..Counters::default() };
         let (sources, limits) = (vec![source], vec![limit]);
         let report = Report { taken_at, sources, limits, counters, ..Report::default() };
-        let text = render(&Metrics::new(), &report, &[]);
+        let pods = PodDirectory::none().state();
+        let text = render(&Metrics::new(), &report, &[], &pods);
         for line in [
             "secrets_broker_lease_renewals_total 7",
             r#"secrets_broker_source_reachable{source="vault"} 0.0"#,

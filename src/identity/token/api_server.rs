@@ -15,7 +15,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const JSON: &str = "application/json";
 /// Key sets have a media type of their own, and asking for JSON alone is answered with 406.
 const ACCEPTED: &str = "application/json, */*";
-const USER_AGENT: &str = concat!("secrets-broker/", env!("CARGO_PKG_VERSION"));
+/// What requests to the API server say they come from.
+pub(in crate::identity) const USER_AGENT: &str =
+    concat!("secrets-broker/", env!("CARGO_PKG_VERSION"));
 
 /// How to reach the API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +131,7 @@ impl Connection {
 
 impl ApiServer {
     /// Reads the files once; the client reads them again as they change.
-    fn client(&self) -> Result<kube::Client, ApiServerError> {
+    pub(in crate::identity) fn client(&self) -> Result<kube::Client, ApiServerError> {
         let mut config = match self {
             Self::InCluster => kube::Config::incluster_env().map_err(ApiServerError::InCluster)?,
             Self::At { address, ca_file, token_file } => {

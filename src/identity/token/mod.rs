@@ -29,6 +29,7 @@ mod lenient_verifier;
 #[cfg(test)]
 mod test_tokens;
 
+pub(in crate::identity) use api_server::USER_AGENT;
 pub use api_server::{ApiServer, ApiServerError};
 pub use expectations::Expectations;
 pub use jwks::JwksError;

@@ -1,0 +1,180 @@
+//! What is known of this node's pods, and when one is gone. Pure: events in, whether
+//! anybody may notice out.
+//!
+//! That the API server no longer has a pod does not mean that it no longer runs: somebody may have
+//! deleted the object by force, or the API server's own store may be an old copy. So a pod is gone
+//! only when a second source on the node says so too.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::wire::Listed;
+use super::{DirectoryPod, Labels, Presence};
+use crate::clock::BootInstant;
+use crate::domain::PodUid;
+
+/// How many gone pods are remembered, to tell them from those not yet seen.
+const GONE_MAX: usize = 1024;
+/// A list in which at least so many known pods are missing, and more than half of them, is doubted.
+const MISSING_MIN: usize = 3;
+/// How long a deleted pod stays known where nothing on the node can tell whether it still runs.
+pub(super) const LINGER: Duration = Duration::from_secs(5 * 60);
+
+/// What is known of one uid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    Pod(Arc<DirectoryPod>),
+    Static,
+    Gone,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// `None` is a static pod.
+    pod: Option<Arc<DirectoryPod>>,
+    standing: Standing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The API server has it.
+    Listed,
+    /// The API server has it no more since then, so it gets nothing new.
+    Deleted(BootInstant),
+    /// Missing together with most others, which is doubted: as if it were still there.
+    Missing,
+}
+
+/// The pods of this node. Each change says whether anything is different for somebody who asks.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pods: BTreeMap<PodUid, Entry>,
+    gone: VecDeque<PodUid>,
+    synced: bool,
+}
+
+impl Known {
+    /// A whole list came.
+    pub(super) fn list(&mut self, listed: Vec<Listed>, now: BootInstant) -> bool {
+        let uids: BTreeSet<PodUid> = listed.iter().map(|pod| pod.uid().clone()).collect();
+        let was_listed = |entry: &Entry| entry.standing == Standing::Listed;
+        let before = self.pods.values().filter(|entry| was_listed(entry)).count();
+        let missing: Vec<PodUid> = self
+            .pods
+            .iter()
+            .filter(|(uid, entry)| was_listed(entry) && !uids.contains(*uid))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        let is_doubted = missing.len() >= MISSING_MIN && missing.len() * 2 > before;
+        let mut changed = !std::mem::replace(&mut self.synced, true);
+        for uid in missing {
+            if is_doubted {
+                self.set_standing(&uid, Standing::Missing);
+            } else {
+                changed |= self.delete(&uid, now);
+            }
+        }
+        for pod in listed {
+            changed |= self.apply(pod);
+        }
+        changed
+    }
+
+    /// A pod was added or changed.
+    pub(super) fn apply(&mut self, listed: Listed) -> bool {
+        let uid = listed.uid().clone();
+        let pod = match listed {
+            Listed::Pod(pod) => Some(Arc::new(pod)),
+            Listed::Static(_) => None,
+        };
+        self.gone.retain(|gone| *gone != uid);
+        let entry = Entry { pod: pod.clone(), standing: Standing::Listed };
+        let before = self.pods.insert(uid, entry);
+        before.is_none_or(|before| before.pod != pod)
+    }
+
+    /// The API server has it no more.
+    pub(super) fn delete(&mut self, uid: &PodUid, now: BootInstant) -> bool {
+        let Some(entry) = self.pods.get_mut(uid) else { return false };
+        if !matches!(entry.standing, Standing::Deleted(_)) {
+            entry.standing = Standing::Deleted(now);
+        }
+        match &mut entry.pod {
+            Some(pod) if !pod.leaving => {
+                *pod = Arc::new(DirectoryPod { leaving: true, ..DirectoryPod::clone(pod) });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether there are pods of which only the second source can say that they are gone.
+    pub(super) fn has_doubtful(&self) -> bool {
+        self.pods.values().any(|entry| entry.standing != Standing::Listed)
+    }
+
+    /// Asks the second source about those. Where it cannot tell, a deleted pod is gone after
+    /// [`LINGER`], and a missing one never: it waits for the next list.
+    pub(super) fn confirm(
+        &mut self,
+        presence: &dyn Fn(&PodUid) -> Presence,
+        now: BootInstant,
+    ) -> bool {
+        let is_gone = |uid: &PodUid, entry: &Entry| match entry.standing {
+            Standing::Listed => false,
+            Standing::Missing => presence(uid) == Presence::Absent,
+            Standing::Deleted(since) => match presence(uid) {
+                Presence::Absent => true,
+                Presence::Present => false,
+                Presence::Unknown => now.since(since) >= LINGER,
+            },
+        };
+        let gone: Vec<PodUid> = self
+            .pods
+            .iter()
+            .filter(|(uid, entry)| is_gone(uid, entry))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in &gone {
+            self.pods.remove(uid);
+            self.gone.push_back(uid.clone());
+        }
+        while self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
+        }
+        !gone.is_empty()
+    }
+
+    pub(super) fn find(&self, uid: &PodUid) -> Option<Found> {
+        match self.pods.get(uid) {
+            Some(Entry { pod: Some(pod), .. }) => Some(Found::Pod(Arc::clone(pod))),
+            Some(Entry { pod: None, .. }) => Some(Found::Static),
+            None if self.gone.contains(uid) => Some(Found::Gone),
+            None => None,
+        }
+    }
+
+    pub(super) fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>> {
+        Some(Arc::clone(&self.pods.get(uid)?.pod.as_ref()?.labels))
+    }
+
+    /// Whether a whole list came at least once.
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.pods.len()
+    }
+
+    fn set_standing(&mut self, uid: &PodUid, standing: Standing) {
+        if let Some(entry) = self.pods.get_mut(uid) {
+            entry.standing = standing;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;
