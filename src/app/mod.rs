@@ -104,12 +104,7 @@ impl App {
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board: board.clone() };
         let directory = SourceDirectory::new(&config.default_source, &shared);
         let deps = answered_from(&volumes, directory, operators, metrics);
-        let server = Server {
-            limits: config.socket_limits,
-            deps: Arc::new(deps),
-            proof,
-            intake: stages.intake.clone(),
-        };
+        let server = Server::new(config.socket_limits, deps, proof, stages.intake.clone());
         serve(&config.sockets, &server, &stages, &mut supervisor)?;
         let intake = stages.intake.clone();
         let start = first_fill::announce(manager, board, volume_names, intake);

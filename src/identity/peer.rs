@@ -6,9 +6,10 @@
 //! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes,
 //! and watches [`Peer::exited`] to drop the connection with its connector.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -82,7 +83,7 @@ pub struct Peer {
     groups: Vec<u32>,
     placement: Placement,
     own_user_namespace: bool,
-    /// It runs in the very cgroups that the agent runs in: its own container, when it has one.
+    /// It runs in the agent's own container.
     own_cgroups: bool,
     handle: Handle,
 }
@@ -110,14 +111,14 @@ impl Peer {
             (Err(_), Some(pidfd)) if is_readable(pidfd.as_fd()) => return Err(PeerError::Gone),
             (directory, _) => directory?,
         };
-        let placement = place(&directory, pid, kubelet)?;
+        let (placement, cgroup) = place(&directory, pid, kubelet)?;
         let peer = Self {
             uid: credentials.uid(),
             gid: credentials.gid(),
             groups,
-            placement,
             own_user_namespace: shares_user_namespace(&directory, pid)?,
-            own_cgroups: shares_cgroups(&directory, pid)?,
+            own_cgroups: placement != Placement::Host && is_own_cgroup(&cgroup)?,
+            placement,
             handle: pidfd.map_or(Handle::ProcDirectory(directory), Handle::PidFd),
         };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
@@ -237,10 +238,10 @@ fn pidfd(stream: &UnixStream) -> Result<Option<OwnedFd>, PeerError> {
     }
 }
 
-/// Whether the process is in exactly the agent's own cgroups.
-fn shares_cgroups(directory: &OwnedFd, pid: i32) -> Result<bool, PeerError> {
+/// Whether this is the text of exactly the agent's own cgroups.
+fn is_own_cgroup(cgroup: &str) -> Result<bool, PeerError> {
     let own = rustix::process::getpid().as_raw_pid();
-    Ok(read(directory, pid, "cgroup")? == read(&open_process(own)?, own, "cgroup")?)
+    Ok(cgroup == read(&open_process(own)?, own, "cgroup")?)
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
@@ -253,7 +254,7 @@ fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
         .map_err(|error| PeerError::Proc { pid, file: "", source: error.into() })
 }
 
-/// Where a process runs.
+/// Where a process runs, and the text that says so.
 ///
 /// The kernel shows `/` as the v1 cgroup of a thread that is exiting, and a process whose main
 /// thread has exited runs on in its others. So a v1 file that says "host" counts only if the main
@@ -263,7 +264,7 @@ fn place(
     directory: &OwnedFd,
     pid: i32,
     kubelet: Option<&KubeletCgroup>,
-) -> Result<Placement, PeerError> {
+) -> Result<(Placement, String), PeerError> {
     let cgroup = read(directory, pid, "cgroup")?;
     let placement = placement(&cgroup, kubelet);
     if placement == Placement::Host && may_hide_an_exit(&cgroup) {
@@ -273,7 +274,7 @@ fn place(
             return Err(PeerError::MainThreadExited);
         }
     }
-    Ok(placement)
+    Ok((placement, cgroup))
 }
 
 /// Whether the main thread is exiting or has exited; also if the file cannot be understood.
@@ -311,10 +312,11 @@ fn read_at(directory: &OwnedFd, file: &str) -> io::Result<String> {
 /// `uid_map` is readable for everybody and shown relative to the reader, so a map equal to our own
 /// means that user ids mean the same there as here, which is all that is relied on.
 fn shares_user_namespace(directory: &OwnedFd, pid: i32) -> Result<bool, PeerError> {
+    static OURS: LazyLock<Option<CString>> =
+        LazyLock::new(|| rustix::fs::readlink("/proc/self/ns/user", Vec::new()).ok());
     let theirs = rustix::fs::readlinkat(directory, "ns/user", Vec::new());
-    let ours = rustix::fs::readlink("/proc/self/ns/user", Vec::new());
-    if let (Ok(theirs), Ok(ours)) = (theirs, ours) {
-        return Ok(theirs == ours);
+    if let (Ok(theirs), Some(ours)) = (theirs, &*OURS) {
+        return Ok(theirs == *ours);
     }
     let own = open_process(rustix::process::getpid().as_raw_pid())?;
     Ok(read(directory, pid, "uid_map")? == read(&own, pid, "uid_map")?)

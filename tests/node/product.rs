@@ -14,13 +14,15 @@ use serde_json::{Value, json};
 use crate::ground::{self, SERVE};
 use crate::support::kubernetes::{NODE, User};
 use crate::support::node::image::{File, program_with_libraries};
-use crate::support::node::{Node, SOON};
+use crate::support::node::{ADDRESS, Node, SOON};
 use crate::support::server_program;
 use crate::support::shared::{NAMESPACE, node};
 use crate::support::testbed::Testbed;
 
 /// The driver's name.
 pub const DRIVER: &str = "csi.secrets-broker.io";
+/// The chart's port for metrics.
+const METRICS_PORT: u16 = 9102;
 /// The chart's release.
 const RELEASE: &str = "secrets-broker";
 
@@ -201,6 +203,16 @@ impl Product {
         serde_json::from_str(&text).unwrap_or_else(|error| {
             panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr))
         })
+    }
+
+    /// A metric's value, summed over its labels, as Prometheus would read it.
+    pub fn metric(&self, name: &str) -> f64 {
+        let url = format!("http://{ADDRESS}:{METRICS_PORT}/agent/v1/metrics");
+        let output = Command::new("curl").args(["-sS", &url]).output().expect("run curl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let samples = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let value = |line: &str| line.rsplit_once(' ')?.1.parse::<f64>().ok();
+        samples.filter_map(value).sum()
     }
 
     /// The last of the kubelet's log lines with this word.

@@ -4,8 +4,10 @@ use std::os::fd::OwnedFd;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::delivery::files::FileOwnership;
+use crate::clock::BootInstant;
+use crate::delivery::files::{FileOwnership, VolumeConfig};
 use crate::delivery::socket::{BindError, BoundSocket, Door, Ownership, PodDoor, Server};
+use crate::status::VolumeStatus;
 
 /// The socket's name in the volume.
 const NAME: &str = "broker.sock";
@@ -15,6 +17,19 @@ const NAME: &str = "broker.sock";
 pub(super) fn bind(root: OwnedFd, owner: FileOwnership) -> Result<BoundSocket, BindError> {
     let FileOwnership { uid, gid, mode } = owner;
     BoundSocket::bind_within(root, NAME, Ownership { uid: Some(uid), gid: Some(gid), mode })
+}
+
+/// The volume's line in status. What is in it is complete from the start, and never changes.
+pub(super) fn status(config: &VolumeConfig, mount: &str) -> VolumeStatus {
+    VolumeStatus {
+        name: config.name.clone(),
+        path: config.path.join(NAME),
+        mount: mount.to_owned(),
+        revision: Some("socket".to_owned()),
+        published_at: Some(BootInstant::now()),
+        alarm: None,
+        items: Vec::new(),
+    }
 }
 
 /// Answers the pod until `stop`. When the agent takes no more requests the socket is gone, and this

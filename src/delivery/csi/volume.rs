@@ -246,6 +246,8 @@ impl Volume {
             Deliver::Socket => {
                 let owner = attributes.socket_ownership(record.fs_group);
                 let socket = pod_socket::bind(prepared.root, owner)?;
+                let status = pod_socket::status(&config, prepared.description);
+                shared.files.board.publish(status);
                 let (pod, role) = (Arc::new(record.pod.clone()), attributes.role.clone());
                 let door = PodDoor { pod, volume: name.clone(), role };
                 keeping.spawn(pod_socket::keep(shared.server.clone(), socket, door, stop.clone()));

@@ -16,6 +16,9 @@ use crate::identity::Subject;
 const CALLERS_MAX: usize = 1024;
 /// Denials per second and caller that get an audit record of their own.
 const DENIAL_RECORDS_PER_SECOND: u32 = 10;
+/// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs many
+/// times a read.
+const REQUESTS_PER_DENIAL: u64 = 20;
 /// Refreshes per second and caller: each one costs an upstream read.
 const REFRESHES_PER_SECOND: u32 = 1;
 
@@ -52,6 +55,15 @@ impl Rate {
                 Err(changed) => full_at = changed,
             }
         }
+    }
+
+    /// Takes `more` requests out of the budget, whether they are there or not. Never blocks.
+    fn charge(&self, more: u64, now: BootInstant) {
+        let later = |full_at: u64| {
+            Some(full_at.max(now.as_nanos()).saturating_add(more * self.nanos_per_request))
+        };
+        // It always has a next value.
+        let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
 
     fn is_full(&self, now: BootInstant) -> bool {
@@ -96,6 +108,11 @@ impl Budget {
     /// Takes one refresh out of the budget, or tells how long until there is one.
     pub fn take_refresh(&self, now: BootInstant) -> Result<(), Duration> {
         self.refreshes.take(now)
+    }
+
+    /// Takes what a denial costs beside the request it answers.
+    pub fn charge_denial(&self, now: BootInstant) {
+        self.requests.charge(REQUESTS_PER_DENIAL - 1, now);
     }
 
     /// Whether this denial gets a record of its own, and how many since the last one got none.
@@ -223,6 +240,27 @@ mod tests {
         }
         assert!(admission.payers.lock().unwrap().len() <= CALLERS_MAX);
         assert!(Arc::ptr_eq(busy.budget(), admission.admit(&user(0), at(0)).unwrap().budget()));
+    }
+
+    #[test]
+    fn a_denial_costs_as_much_as_many_reads() {
+        let budget = Budget::new(&Limits::default());
+        let denied = |count: u64, now: BootInstant| {
+            let ask = |_: &u64| {
+                let admitted = budget.take_request(now).is_ok();
+                if admitted {
+                    budget.charge_denial(now);
+                }
+                admitted
+            };
+            (0..count).filter(ask).count()
+        };
+        let per_second = Limits::default().requests_per_second_per_user as usize;
+        let denials = per_second / usize::try_from(REQUESTS_PER_DENIAL).unwrap();
+        let first = denied(10_000, at(0));
+        assert!((denials..=denials + 1).contains(&first), "{first}");
+        let second = denied(10_000, at(1000));
+        assert!((denials - 1..=denials + 1).contains(&second), "{second}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
 //! | [`secrets`], [`served`] | policy, memoised; the hit path; what was served, for the audit log |
+//! | [`decisions`] | permits of all connections |
 //! | [`local`], [`leases`] | what Vault's clients need of `sys/` and `auth/`, answered here |
 //! | [`agent`], [`metrics`] | `/agent/v1/` |
 //! | [`client`] | the other end, for the command line |
@@ -32,6 +33,7 @@ pub mod agent;
 mod answer;
 pub mod bind;
 pub mod client;
+mod decisions;
 mod directory;
 pub mod door;
 mod gate;
@@ -46,6 +48,7 @@ pub mod transport;
 
 pub use agent::{OperatorApi, Viewer, answers};
 pub use bind::{BindError, BoundSocket, Ownership, Place};
+use decisions::Decisions;
 pub use directory::SourceDirectory;
 pub use door::{Door, PodDoor};
 pub use request::Refusal;
@@ -184,17 +187,26 @@ impl Sockets {
 /// What serves a socket, whichever door it is. Cheap to clone.
 #[derive(Clone)]
 pub struct Server {
-    /// Sizes and times.
-    pub limits: Limits,
+    limits: Limits,
     /// What answers are made of.
     pub deps: Arc<Deps>,
     /// What this node can prove about its processes.
     pub proof: Arc<NodeProof>,
-    /// Cancelled when no more requests are taken.
-    pub intake: CancellationToken,
+    intake: CancellationToken,
+    decisions: Arc<Decisions>,
 }
 
 impl Server {
+    /// Serves until `intake` is cancelled.
+    pub fn new(
+        limits: Limits,
+        deps: Deps,
+        proof: Arc<NodeProof>,
+        intake: CancellationToken,
+    ) -> Self {
+        Self { limits, deps: Arc::new(deps), proof, intake, decisions: Arc::default() }
+    }
+
     /// Serves one socket until `stop` or the intake is cancelled and the last running reply has
     /// been sent. Dropping the future drops the connections.
     pub async fn run(&self, door: Door, socket: BoundSocket, stop: &CancellationToken) {
@@ -206,9 +218,9 @@ impl Server {
             limits: self.limits,
             metrics: self.deps.metrics.clone(),
         };
-        let (deps, limits, long_polls) = (Arc::clone(&self.deps), self.limits, closed.clone());
+        let (server, long_polls) = (self.clone(), closed.clone());
         let serving = transport.run(socket, closed.clone(), move |caller| {
-            routes::Connection::service(caller, limits, deps.clone(), long_polls.clone())
+            routes::Connection::service(caller, server.clone(), long_polls.clone())
         });
         let mut serving = std::pin::pin!(serving);
         tokio::select! {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::request::{self, Refusal, Route};
 use super::secrets::Memos;
 use super::transport::{Answer, Caller};
-use super::{Deps, Limits, answer, local};
+use super::{Decisions, Deps, Limits, Server, answer, local};
 use crate::clock::BootInstant;
 
 /// A connection's own state and what it answers from.
@@ -26,6 +26,7 @@ pub(super) struct Connection {
     pub(super) caller: Caller,
     pub(super) limits: Limits,
     pub(super) deps: Arc<Deps>,
+    pub(super) decisions: Arc<Decisions>,
     pub(super) stop: CancellationToken,
     pub(super) memos: Mutex<Memos>,
 }
@@ -34,12 +35,12 @@ impl Connection {
     /// The service of a caller that was let in; `stop` ends its long polls.
     pub(super) fn service(
         caller: Caller,
-        limits: Limits,
-        deps: Arc<Deps>,
+        server: Server,
         stop: CancellationToken,
     ) -> ConnectionService {
+        let Server { limits, deps, decisions, .. } = server;
         let memos = Mutex::default();
-        ConnectionService(Arc::new(Self { caller, limits, deps, stop, memos }))
+        ConnectionService(Arc::new(Self { caller, limits, deps, decisions, stop, memos }))
     }
 
     async fn answer(self: Arc<Self>, parts: Parts, body: Incoming) -> Answer {

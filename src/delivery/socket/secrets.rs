@@ -79,7 +79,7 @@ impl Connection {
             Some(authorized) => authorized,
             None => {
                 let secret = SecretRef { source: located.source, path, version };
-                let authorized = self.decide(&secret, now)?;
+                let authorized = self.decided(&secret, now)?;
                 self.remember(target, &authorized, located.namespace, now);
                 authorized
             }
@@ -117,6 +117,19 @@ impl Connection {
         Ok(located)
     }
 
+    /// The same, unless this caller was permitted this secret a moment ago, on whichever
+    /// connection.
+    fn decided(&self, secret: &SecretRef, now: BootInstant) -> Result<Authorized, Refusal> {
+        let (policy, identity) = (&self.deps.policy, &self.caller.identity);
+        if let Some(permit) = self.decisions.permit(policy, identity, secret, now) {
+            self.check_alive()?;
+            return Ok(permit);
+        }
+        let permit = self.decide(secret, now)?;
+        self.decisions.keep(&permit);
+        Ok(permit)
+    }
+
     /// Asks policy and records the decision before anything it allows is served.
     pub(super) fn decide(
         &self,
@@ -145,6 +158,7 @@ impl Connection {
 
     fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
         self.deps.metrics.denied.inc();
+        self.caller.admitted.budget().charge_denial(now);
         let Some(left_out) = self.caller.admitted.budget().take_denial_record(now) else {
             self.deps.metrics.denials_coalesced.inc();
             return;
