@@ -1,7 +1,7 @@
 //! csi-sanity, the CSI project's own tests, against the agent's driver.
 //!
-//! It cannot ask for an inline volume as a kubelet does: volumes come from a Controller service, are
-//! published writable, and their targets end in `/target`. So it tries the driver itself as far as
+//! It cannot ask for an inline volume as a kubelet does: volumes come from a Controller service,
+//! are published writable, and their targets end in `/target`. So it tries the driver itself as far as
 //! that goes, and `tests/servers/csi-front` translates the rest. Its tests of controllers, staging,
 //! expansion, statistics and health are about services that the driver does not offer.
 
@@ -201,7 +201,8 @@ fn volumes_are_published_again_and_again_and_go_without_a_trace() {
     front.wait_until(LIMIT, "its socket", || socket.exists());
     // csi-sanity looks for the target that it has named.
     let check = dir.join("check");
-    let script = "#!/bin/sh\nif [ -d \"${1%/target}/mount\" ]; then echo directory\nelse echo not_found\nfi\n";
+    let script = "#!/bin/sh\n\
+                  if [ -d \"${1%/target}/mount\" ]; then echo directory; else echo not_found; fi\n";
     fs::write(&check, script).expect("write the check");
     fs::set_permissions(&check, PermissionsExt::from_mode(0o755)).expect("make it a program");
     let check = format!("--csi.checkpathcmd={}", check.display());

@@ -16,8 +16,8 @@ use crate::identity::Subject;
 const CALLERS_MAX: usize = 1024;
 /// Denials per second and caller that get an audit record of their own.
 const DENIAL_RECORDS_PER_SECOND: u32 = 10;
-/// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs many
-/// times a read.
+/// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs
+/// many times a read.
 const REQUESTS_PER_DENIAL: u64 = 20;
 /// Refreshes per second and caller: each one costs an upstream read.
 const REFRESHES_PER_SECOND: u32 = 1;
