@@ -2,8 +2,8 @@
 //!
 //! It cannot ask for an inline volume as a kubelet does: volumes come from a Controller service,
 //! are published writable, and their targets end in `/target`. So it tries the driver itself as far
-//! as that goes, and `tests/servers/csi-front` translates the rest. Its tests of controllers, staging,
-//! expansion, statistics and health are about services that the driver does not offer.
+//! as that goes, and `tests/servers/csi-front` translates the rest. Its tests of controllers,
+//! staging, expansion, statistics and health are about services that the driver does not offer.
 
 mod cluster;
 #[path = "../support/mod.rs"]

@@ -64,16 +64,19 @@ impl Node {
     pub fn container_process(&self, namespace: &str, pod: &str, container: &str) -> Option<u32> {
         let id = self.running_id(namespace, pod, container)?;
         let processes = fs::read_dir("/proc").expect("read /proc").flatten();
-        let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        ids.find(|process: &u32| {
-            let read = |file: &str| {
-                fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default()
-            };
-            let status = read("status");
-            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-            let first = ids.and_then(|ids| ids.split_whitespace().next_back()) == Some("1");
-            first && read("cgroup").contains(&id)
-        })
+        let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let read = |process: &u32, file: &str| {
+            fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default()
+        };
+        let inside: Vec<u32> =
+            ids.filter(|process| read(process, "cgroup").contains(&id)).collect();
+        // Its parent is the shim, in whichever pid namespace it runs.
+        let parent = |process: &u32| -> Option<u32> {
+            let status = read(process, "status");
+            status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+        };
+        let first = |process: &u32| parent(process).is_some_and(|ppid| !inside.contains(&ppid));
+        inside.iter().copied().find(first)
     }
 
     /// The id that is also in the container's cgroup path.
