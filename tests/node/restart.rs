@@ -58,6 +58,15 @@ fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_
     node.delete_pod("stay", "app");
 }
 
+/// Is set when this is dropped, by a failure too: a scope waits for its threads.
+struct AtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     let product = product_alone();
@@ -77,6 +86,7 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     let process = |container: &str| node.container_process(NAMESPACE, &ours, container);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let at_the_end = AtTheEnd(&over);
         let reader = scope.spawn(|| {
             let mut reads = 0_u32;
             while !over.load(Ordering::Relaxed) {
@@ -105,7 +115,7 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
             // Its volumes are taken up before it says that it is ready.
             node.wait_until_ready(NAMESPACE, &ours);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(at_the_end);
         let reads = reader.join().expect("no read failed");
         assert!(reads > 100, "{reads} reads");
     });

@@ -65,18 +65,16 @@ impl Node {
         let id = self.running_id(namespace, pod, container)?;
         let processes = fs::read_dir("/proc").expect("read /proc").flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let read = |process: &u32, file: &str| {
+        let read = |process: u32, file: &str| {
             fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default()
         };
-        let inside: Vec<u32> =
-            ids.filter(|process| read(process, "cgroup").contains(&id)).collect();
-        // Its parent is the shim, in whichever pid namespace it runs.
-        let parent = |process: &u32| -> Option<u32> {
-            let status = read(process, "status");
-            status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-        };
-        let first = |process: &u32| parent(process).is_some_and(|ppid| !inside.contains(&ppid));
-        inside.iter().copied().find(first)
+        // Before all that it or an `exec` started; a process id says nothing of that.
+        ids.filter(|process| read(*process, "cgroup").contains(&id)).min_by_key(|process| {
+            let stat = read(*process, "stat");
+            let after_name = stat.rsplit(')').next().unwrap_or_default();
+            let started = after_name.split_whitespace().nth(19);
+            started.and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or(u64::MAX)
+        })
     }
 
     /// The id that is also in the container's cgroup path.
