@@ -76,6 +76,7 @@ pub fn harden() -> Hardened {
             rustix::thread::set_no_new_privs(true),
             "no new ones (no_new_privs); on_change commands cannot gain any either",
         ),
+        step("descriptors", raise_descriptors(), "as many as the hard limit allows"),
         HardeningStep { name: "memory lock", outcome: lock_memory() },
         step("SIGIO", sys::ignore_sigio(), "ignored; a broken file lease would kill us otherwise"),
         HardeningStep {
@@ -87,6 +88,13 @@ pub fn harden() -> Hardened {
         },
     ];
     Hardened { steps }
+}
+
+/// A connection takes two descriptors, and the usual soft limit is for programs that use `select`.
+fn raise_descriptors() -> rustix::io::Result<()> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(Resource::Nofile, raised)
 }
 
 fn step(
@@ -188,7 +196,7 @@ mod tests {
         }
         let report = harden();
         assert_eq!(report.failures().count(), 0, "{report:?}");
-        assert_eq!(report.steps.len(), 6);
+        assert_eq!(report.steps.len(), 7);
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         assert!(status.contains("NoNewPrivs:\t1") && status.contains("Umask:\t0077"), "{status}");
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
@@ -197,9 +205,12 @@ mod tests {
         let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let files: Vec<&str> = files.split_whitespace().collect();
+        assert_eq!(files[3], files[4], "soft and hard limit");
         let dumpable = rustix::process::dumpable_behavior().unwrap();
         assert_eq!(dumpable, DumpableBehavior::NotDumpable);
-        let locked = matches!(report.steps[3].outcome, Outcome::Done(_));
+        let locked = matches!(report.steps[4].outcome, Outcome::Done(_));
         let kib = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
         assert_eq!(!kib.trim().starts_with("0 "), locked, "{kib}");
     }

@@ -5,7 +5,7 @@
 mod world;
 
 use secrets_broker::broker::Freshness;
-use secrets_broker::broker::event::{Answer, Event, LocalKey, LocalOperation, WaiterId};
+use secrets_broker::broker::event::{Answer, Event, LocalOperation, WaiterId};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::source::ErrorClass;
 use std::time::Duration;
@@ -18,13 +18,6 @@ fn freshness(world: &World, waiter: WaiterId) -> Freshness {
     match &world.answers[&waiter] {
         Answer::Value { freshness, .. } => *freshness,
         other => panic!("no value: {other:?}"),
-    }
-}
-
-fn local_of(world: &World, waiter: WaiterId) -> LocalKey {
-    match &world.answers[&waiter] {
-        Answer::Value { local: Some(local), .. } => local.local,
-        other => panic!("no local lease: {other:?}"),
     }
 }
 
@@ -135,8 +128,8 @@ fn each_consumer_has_its_own_credential_and_reads_it_again_unchanged() {
     world.advance(seconds(1));
     assert_eq!(world.count("mint"), 2);
     let again = world.read(CREDS, 1);
-    assert_eq!(local_of(&world, a), local_of(&world, again));
-    assert_ne!(local_of(&world, a), local_of(&world, b));
+    assert_eq!(world.local_of(a), world.local_of(again));
+    assert_ne!(world.local_of(a), world.local_of(b));
     assert_eq!(world.count("mint"), 2);
 }
 
@@ -151,11 +144,11 @@ fn a_shared_credential_ends_with_the_last_of_its_holders() {
     }
     world.advance(seconds(1));
     assert_eq!(world.count("mint"), 1);
-    let local = local_of(&world, WaiterId(1));
+    let local = world.local_of(WaiterId(1));
     world.local(1, local, LocalOperation::Revoke);
     world.advance(seconds(1));
     assert_eq!(world.vault.leases.len(), 1);
-    let local = local_of(&world, WaiterId(2));
+    let local = world.local_of(WaiterId(2));
     world.local(2, local, LocalOperation::Revoke);
     world.advance(seconds(1));
     assert_eq!(world.vault.leases.len(), 0);
@@ -167,7 +160,7 @@ fn an_unread_local_lease_ends_the_interest_and_a_hit_or_renewal_prolongs_it() {
     world.vault.lease_max_ttl = 1000;
     let waiter = world.read(CREDS, 1);
     world.advance(seconds(10));
-    let local = local_of(&world, waiter);
+    let local = world.local_of(waiter);
     // A hit on the snapshot moves what was told, without an event.
     let until = world.now + seconds(30);
     world.told.insert(local, until);
@@ -189,7 +182,7 @@ fn a_holder_that_renews_late_in_the_grant_gets_a_real_renewal_and_never_a_new_cr
     world.vault.lease_max_ttl = 1000;
     let waiter = world.read(CREDS, 1);
     world.advance(seconds(10));
-    let local = local_of(&world, waiter);
+    let local = world.local_of(waiter);
     let told = |answer: &Answer| match answer {
         Answer::Local(Ok(terms)) => terms.duration,
         other => panic!("not renewed: {other:?}"),
@@ -217,27 +210,11 @@ fn a_local_lease_obeys_only_its_holder() {
     let mut world = World::new();
     let waiter = world.read(CREDS, 1);
     world.advance(seconds(1));
-    let local = local_of(&world, waiter);
+    let local = world.local_of(waiter);
     for operation in [LocalOperation::Lookup, LocalOperation::Renew, LocalOperation::Revoke] {
         assert!(matches!(world.local(2, local, operation), Answer::Local(Err(_))));
     }
     assert_eq!(world.vault.leases.len(), 1);
-}
-
-#[test]
-fn a_consumer_that_is_gone_ends_all_it_read_and_nothing_of_others() {
-    let mut world = World::new();
-    let first = world.read(CREDS, 1);
-    let second = world.read(CREDS, 2);
-    world.advance(seconds(1));
-    assert_eq!(world.vault.leases.len(), 2);
-    let consumer = secrets_broker::domain::ConsumerId::host_user(1);
-    let (ended, kept) = (local_of(&world, first), local_of(&world, second));
-    world.step(Event::Gone { consumer });
-    world.advance(seconds(1));
-    assert_eq!(world.vault.leases.len(), 1);
-    assert!(matches!(world.local(1, ended, LocalOperation::Lookup), Answer::Local(Err(_))));
-    assert!(matches!(world.local(2, kept, LocalOperation::Lookup), Answer::Local(Ok(_))));
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn serve(limits: Limits) -> Server {
     let transport = Transport {
         door: Door::Host,
         proof: Arc::new(NodeProof::not_asked()),
-        admission: Admission::new(limits.connections, limits),
+        admission: Arc::new(Admission::new(limits.connections, limits)),
         limits,
         metrics: metrics.clone(),
     };

@@ -90,7 +90,11 @@ mod tests {
     }
 
     fn denied() -> Option<Denied> {
-        Some(Denied { rule: Some("stop".parse().unwrap()), reason: "forbidden".to_owned() })
+        Some(Denied {
+            rule: Some("stop".parse().unwrap()),
+            reason: "forbidden".to_owned(),
+            labels_unknown: false,
+        })
     }
 
     /// The first `hit` of `total` volumes lose one of their two secrets.

@@ -57,13 +57,13 @@ impl OperatorApi for Operators {
 
     async fn status(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal> {
         let (report, volumes) = self.seen_by(viewer).await?;
-        to_json(&StatusView::new(&report, &volumes, &self.facts()))
+        to_json(&StatusView::new(&report, &volumes, &self.facts_for(viewer)))
     }
 
     async fn leases(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal> {
         let (mut report, _) = self.seen_by(viewer).await?;
         report.secrets.retain(|secret| secret.lease.is_some());
-        let view = StatusView::new(&report, &[], &self.facts());
+        let view = StatusView::new(&report, &[], &self.facts_for(viewer));
         to_json(&BTreeMap::from([("leases", &view.secrets)]))
     }
 
@@ -83,8 +83,13 @@ impl OperatorApi for Operators {
             }
             (Viewer::Operator, None) => self.known_identities(),
         };
-        let access = identities.iter().map(|identity| self.access(identity, &secret)).collect();
-        to_json(&ExplainView::new(&secret, &report, &volumes, access, &self.facts()))
+        let mut access: Vec<Access> =
+            identities.iter().map(|identity| self.access(identity, &secret)).collect();
+        if let Viewer::Caller(_) = viewer {
+            // Which rules there are is the operators'.
+            access.iter_mut().for_each(|access| (access.rule, access.reason) = (None, None));
+        }
+        to_json(&ExplainView::new(&secret, &report, &volumes, access, &self.facts_for(viewer)))
     }
 
     async fn reload(&self, accept: bool) -> Result<Box<RawValue>, Refusal> {
@@ -107,7 +112,27 @@ impl Operators {
         for secret in &mut report.secrets {
             secret.consumers.retain(|other| *other == consumer);
         }
+        // What went wrong last may have been somebody else's secret.
+        for source in &mut report.sources {
+            source.last_error = None;
+        }
         Ok((report, Vec::new()))
+    }
+
+    /// What a workload may know of the agent: nothing of others, or of how the node is run.
+    fn facts_for(&self, viewer: &Viewer) -> Facts {
+        let facts = self.facts();
+        match viewer {
+            Viewer::Operator => facts,
+            Viewer::Caller(_) => Facts {
+                config_problem: None,
+                policy_held: None,
+                pod_directory: PodDirectory::none().state(),
+                hardening: Vec::new(),
+                notes: Vec::new(),
+                ..facts
+            },
+        }
     }
 
     fn facts(&self) -> Facts {

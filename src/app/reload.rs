@@ -13,7 +13,9 @@ use super::{compile, lifecycle};
 use crate::audit::Audit;
 use crate::clock::BootInstant;
 use crate::config::Config;
-use crate::policy::{CompiledPolicy, Policy, PolicyConfig};
+use crate::domain::SecretRef;
+use crate::identity::Identity;
+use crate::policy::{CompiledPolicy, Denied, Policy, PolicyConfig};
 use crate::service_manager::ServiceManager;
 use crate::status::{ReloadOutcome, ReloadView, VolumeBoard};
 use crate::telemetry::Metrics;
@@ -190,7 +192,7 @@ impl Reloader {
         let impact = Impact::of(
             &self.deps.board.interests(),
             |identity, secret| policy.authorize(identity, secret, now).is_ok(),
-            |identity, secret| policy.suppose(proposed, identity, secret).err(),
+            |identity, secret| denied_or_another_login(policy, proposed, identity, secret),
         );
         let held = !accept && impact.is_too_much(percent);
         let outcome = if held { ReloadOutcome::Held } else { ReloadOutcome::InForce };
@@ -234,4 +236,22 @@ fn status_line(outcome: ReloadOutcome) -> &'static str {
         ReloadOutcome::Refused => "serving; the new configuration is bad, the old one stays",
         ReloadOutcome::NoFile => "serving",
     }
+}
+
+/// What a changed policy denies. To read with another login is to lose what was read with this one:
+/// its credentials end, and the source may not give the other any.
+fn denied_or_another_login(
+    policy: &Policy,
+    proposed: &CompiledPolicy,
+    identity: &Identity,
+    secret: &SecretRef,
+) -> Option<Denied> {
+    let then = match policy.suppose(proposed, identity, secret) {
+        Err(denied) => return Some(denied),
+        Ok(then) => then,
+    };
+    let now = policy.authorize(identity, secret, BootInstant::now()).ok()?;
+    let reason = format!("it would be read as {} in place of {}", then.login, now.login());
+    let another = then.login != *now.login();
+    another.then_some(Denied { rule: Some(then.rule), reason, labels_unknown: false })
 }

@@ -230,8 +230,14 @@ impl Peer {
 
 /// A handle on the process that connected; `None` on kernels that have none.
 fn pidfd(stream: &UnixStream) -> Result<Option<OwnedFd>, PeerError> {
+    static SUPPORTED: LazyLock<bool> = LazyLock::new(|| {
+        let pair = std::os::unix::net::UnixStream::pair();
+        pair.is_ok_and(|(ours, _theirs)| sys::peer_pidfd(ours.as_fd()).is_ok())
+    });
     match sys::peer_pidfd(stream.as_fd()) {
         Ok(pidfd) => Ok(Some(pidfd)),
+        // Before Linux 6.16 a peer that was reaped is told in the same words.
+        Err(error) if is_unsupported(&error) && *SUPPORTED => Err(PeerError::Gone),
         Err(error) if is_unsupported(&error) => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(PeerError::Gone),
         Err(error) => Err(PeerError::Credentials(error)),

@@ -115,10 +115,10 @@ impl CompiledPolicy {
         let response = with_stack(|| self.ask(&self.book.policies, identity, secret, labels, at));
         match response {
             Ok(response) => self.judge(&response, identity, secret, labels.is_some()),
-            Err(error) => Err(Denied {
-                rule: None,
-                reason: format!("the question could not be put to the policy engine: {error}"),
-            }),
+            Err(error) => Err(denied(
+                None,
+                format!("the question could not be put to the policy engine: {error}"),
+            )),
         }
     }
 
@@ -145,7 +145,7 @@ impl CompiledPolicy {
             Some(rule) => {
                 let name = &rule.name;
                 let reason = format!("rule '{name}' may forbid {identity} by a label: {UNKNOWN}");
-                Err(Denied { rule: Some(name.clone()), reason })
+                Err(Denied { rule: Some(name.clone()), reason, labels_unknown: true })
             }
         }
     }
@@ -162,9 +162,11 @@ impl CompiledPolicy {
             let cedar_policy::AuthorizationError::PolicyEvaluationError(error) = error;
             let rule = self.rule(error.policy_id()).map(|rule| rule.name.clone());
             let reason = format!("a rule could not be evaluated: {}", error.inner());
-            return Err(Denied { rule, reason });
+            return Err(denied(rule, reason));
         }
-        let determining = self.determining(response);
+        let mut determining = self.determining(response);
+        // A permit that asks for the absence of a label would hold for whoever is not known.
+        determining.retain(|rule| knows_labels || !rule.permits_blindly());
         match (response.decision(), determining.first()) {
             (Decision::Allow, Some(first)) => {
                 let shared = determining.iter().all(|rule| rule.share == first.share);
@@ -172,41 +174,43 @@ impl CompiledPolicy {
                 let login = login_of(identity, first.login);
                 Ok(Permit { rule: first.name.clone(), share, login })
             }
-            (Decision::Allow, None) => {
-                Err(Denied { rule: None, reason: "the engine named no rule".to_owned() })
-            }
             (Decision::Deny, Some(forbid)) => {
-                let unknown = if forbid.labels.asks && !knows_labels { UNKNOWN } else { "" };
-                let colon = if unknown.is_empty() { "" } else { ": " };
+                let labels_unknown = forbid.labels.asks && !knows_labels;
+                let unknown = if labels_unknown { format!(": {UNKNOWN}") } else { String::new() };
                 let name = &forbid.name;
-                let reason =
-                    format!("rule '{name}' forbids {identity} to read {secret}{colon}{unknown}");
-                Err(Denied { rule: Some(name.clone()), reason })
+                let reason = format!("rule '{name}' forbids {identity} to read {secret}{unknown}");
+                Err(Denied { rule: Some(name.clone()), reason, labels_unknown })
             }
-            (Decision::Deny, None) => match identity.subject() {
-                // The source will decide, asked with the pod's own service account.
-                Subject::Pod(_)
-                    if self.own_identity.contains(&secret.source)
-                        && identity.strength() >= OWN_IDENTITY_PROOF_MIN =>
-                {
-                    Ok(Permit {
-                        rule: self.own_identity_rule.clone(),
-                        share: Share::Consumer,
-                        login: login_of(identity, GrantLogin::ServiceAccount),
-                    })
-                }
-                _ => Err(self.default_deny(identity, secret, knows_labels)),
-            },
+            (_, None) => self.unruled(identity, secret, knows_labels),
         }
     }
 
-    fn default_deny(&self, identity: &Identity, secret: &SecretRef, knows_labels: bool) -> Denied {
-        let rules: Vec<&Rule> = self.covering(secret, identity).collect();
-        let covering: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+    /// No rule permits or forbids it.
+    fn unruled(
+        &self,
+        identity: &Identity,
+        secret: &SecretRef,
+        knows_labels: bool,
+    ) -> Result<Permit, Denied> {
         let is_pod = matches!(identity.subject(), Subject::Pod(_));
+        let rules: Vec<&Rule> = self.covering(secret, identity).collect();
+        // What a label might permit with another login is not read with the pod's own meanwhile.
+        let labels_unknown =
+            is_pod && !knows_labels && rules.iter().any(|rule| rule.permits_by_label());
+        let proved = identity.strength() >= OWN_IDENTITY_PROOF_MIN;
+        let own = is_pod && proved && self.own_identity.contains(&secret.source);
+        if own && !labels_unknown {
+            // The source will decide, asked with the pod's own service account.
+            return Ok(Permit {
+                rule: self.own_identity_rule.clone(),
+                share: Share::Consumer,
+                login: login_of(identity, GrantLogin::ServiceAccount),
+            });
+        }
+        let covering: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
         let hint = if covering.is_empty() {
             "no grant covers the path".to_owned()
-        } else if is_pod && !knows_labels && rules.iter().any(|rule| rule.labels.asks) {
+        } else if labels_unknown {
             format!("covered by {}, but {UNKNOWN}", covering.join(", "))
         } else {
             let proof = identity.strength();
@@ -216,7 +220,7 @@ impl CompiledPolicy {
             )
         };
         let reason = format!("no rule permits {identity} to read {secret}: {hint}");
-        Denied { rule: None, reason }
+        Err(Denied { rule: None, reason, labels_unknown })
     }
 
     fn covering<'a>(
@@ -238,6 +242,11 @@ impl CompiledPolicy {
         let name: RuleName = id.parse().ok()?;
         self.book.rules.iter().find(|rule| rule.name == name)
     }
+}
+
+/// A refusal that labels have nothing to do with.
+fn denied(rule: Option<RuleName>, reason: String) -> Denied {
+    Denied { rule, reason, labels_unknown: false }
 }
 
 /// Whose identity is used upstream: only a pod has another one to read with than the agent's.

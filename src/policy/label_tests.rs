@@ -1,6 +1,6 @@
 //! What rules about labels promise: unknown labels open nothing and let nothing slip past.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -189,4 +189,33 @@ fn a_changed_label_ends_proofs_only_where_a_rule_asks_for_labels() {
     let proof = policy.authorize(&pod("shop"), &secret, now).unwrap();
     policy.labels_changed();
     assert!(policy.still_holds(&proof, now), "no rule asks for labels");
+}
+
+#[test]
+fn the_absence_of_a_label_permits_nobody_whose_labels_are_not_known() {
+    let mut unless = labelled("unless", Effect::Permit, &[]);
+    unless.when = Some("!principal.hasTag(\"quarantine\")".to_owned());
+    let file = "@id(\"file\") permit (principal is Pod in Namespace::\"shop\", action, resource) \
+                unless { principal.hasTag(\"quarantine\") };";
+    for config in [config(vec![unless], None), config(Vec::new(), Some(file))] {
+        assert!(decide(&config, &pod("shop"), Some(&labels(&[]))).is_ok());
+        assert!(decide(&config, &pod("shop"), Some(&labels(&[("quarantine", "")]))).is_err());
+        assert!(decide(&config, &pod("shop"), None).is_err());
+    }
+}
+
+#[test]
+fn what_a_label_might_permit_is_open_until_it_is_known_and_not_read_with_another_login() {
+    let mut lent = labelled("lent", Effect::Permit, &[("app", "shop")]);
+    lent.login = GrantLogin::Agent;
+    let own_identity = BTreeSet::from(["vault".parse().unwrap()]);
+    let config = PolicyConfig { own_identity, ..config(vec![lent], None) };
+    let denied = decide(&config, &pod("shop"), None).unwrap_err();
+    assert!(denied.labels_unknown, "{denied}");
+    let known = |pairs| decide(&config, &pod("shop"), Some(&labels(pairs))).unwrap().rule;
+    assert_eq!(known(&[("app", "shop")]).as_str(), "lent");
+    assert_eq!(known(&[]).as_str(), "own-identity");
+    // Another namespace's pods are not waited for.
+    let other = decide(&config, &pod("web"), None);
+    assert!(other.is_ok() || other.unwrap_err().labels_unknown);
 }

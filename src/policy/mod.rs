@@ -92,6 +92,8 @@ pub struct Denied {
     pub rule: Option<RuleName>,
     /// Why, for operators.
     pub reason: String,
+    /// Knowing the pod's labels might have changed the answer: no decision to act upon.
+    pub labels_unknown: bool,
 }
 
 /// What a positive decision says.

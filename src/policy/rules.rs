@@ -117,6 +117,16 @@ impl Rule {
         self.effect == Effect::Forbid && self.labels.asks && !self.labels.minds_unknown
     }
 
+    /// Whether it may permit by a label.
+    pub(super) fn permits_by_label(&self) -> bool {
+        self.effect == Effect::Permit && self.labels.asks
+    }
+
+    /// Whether it permits by a label and says nothing of pods whose labels are not known.
+    pub(super) fn permits_blindly(&self) -> bool {
+        self.permits_by_label() && !self.labels.minds_unknown
+    }
+
     /// Whether it may be about the secret: a rule from the Cedar file says so in its own terms.
     pub(super) fn may_cover(&self, secret: &SecretRef, subject: &Subject) -> bool {
         self.paths.is_none() || self.covers(secret, subject)

@@ -236,6 +236,14 @@ impl World {
         waiter
     }
 
+    /// The local lease that a reader was told.
+    pub fn local_of(&self, waiter: WaiterId) -> LocalKey {
+        match &self.answers[&waiter] {
+            Answer::Value { local: Some(local), .. } => local.local,
+            other => panic!("no local lease: {other:?}"),
+        }
+    }
+
     pub fn local(&mut self, consumer: u32, local: LocalKey, operation: LocalOperation) -> Answer {
         let waiter = self.ask_local(consumer, local, operation);
         self.answers[&waiter].clone()

@@ -2,10 +2,10 @@
 
 use super::cache::{Activity, Entry};
 use super::{State, Timer};
-use crate::broker::LocalLeaseError;
 use crate::broker::event::{
     Answer, Effect, EntryId, LocalKey, LocalOperation, LocalTerms, ValueId, WaiterId,
 };
+use crate::broker::{LocalLeaseError, ReadError};
 use crate::clock::BootInstant;
 use crate::domain::ConsumerId;
 
@@ -166,8 +166,19 @@ impl State {
         self.with_entry(entry, |state, entry| state.close_local(entry, key));
     }
 
-    /// Ends every interest of a consumer that is gone.
+    /// Ends every interest of a consumer that is gone, also the one in what is being fetched.
     pub(super) fn close_locals_of(&mut self, consumer: &ConsumerId) {
+        let waits = |entry: &Entry| entry.waiters.iter().any(|waiter| waiter.consumer == *consumer);
+        let awaited = self.entries.iter().filter(|(_, entry)| waits(entry));
+        let awaited: Vec<EntryId> = awaited.map(|(id, _)| *id).collect();
+        for id in awaited {
+            self.with_entry(id, |state, entry| {
+                let gone = entry.waiters.extract_if(.., |waiter| waiter.consumer == *consumer);
+                for waiter in gone.collect::<Vec<_>>() {
+                    state.answer(waiter.id, Answer::Refused(ReadError::Busy));
+                }
+            });
+        }
         let its = self.locals.iter().filter(|(_, local)| local.consumer == *consumer);
         let its: Vec<_> = its.map(|(key, local)| (*key, local.entry)).collect();
         for (key, entry) in its {

@@ -157,12 +157,14 @@ impl State {
         let mut ids = self.entries_of(secret);
         let whose = |id: &EntryId| self.entries.get(id).map(|entry| &entry.key.login);
         ids.retain(|id| login.is_none_or(|login| whose(id) == Some(login)));
-        // Somebody asks for an attempt now: neither the breaker nor a login's backoff is in its
-        // way.
-        if let Some(health) = self.sources.get_mut(&secret.source) {
-            health.open_until = None;
+        // An operator asks for an attempt now: neither the breaker nor a login's backoff is in its
+        // way. They protect all workloads from each of them.
+        if login.is_none() {
+            if let Some(health) = self.sources.get_mut(&secret.source) {
+                health.open_until = None;
+            }
+            self.sessions_recovered(&secret.source);
         }
-        self.sessions_recovered(&secret.source);
         for id in &ids {
             self.with_entry(*id, Self::refresh_entry);
         }

@@ -24,8 +24,8 @@ const BACKOFF_BASE: Duration = Duration::from_millis(500);
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
 /// How often a denial is asked about again: a rule may depend on the time of day.
 const DENIED_RECHECK: Duration = Duration::from_secs(60);
-/// How often an audit log that takes no records is tried again.
-const AUDIT_RETRY: Duration = Duration::from_secs(5);
+/// How often it is asked again what could not be decided or recorded.
+const OPEN_RECHECK: Duration = Duration::from_secs(5);
 /// Least time between two decisions that nothing but the clock asks for.
 const RECHECK_MIN: Duration = Duration::from_secs(1);
 
@@ -52,8 +52,9 @@ pub struct Follower {
 enum Decision {
     Allowed(Authorized),
     Forbidden,
-    /// It could not be recorded, so nothing new may be read.
-    Unrecorded,
+    /// It could not be recorded, or the pod's labels are not known: nothing new may be read, and
+    /// nothing is taken away.
+    Open,
 }
 
 impl Follower {
@@ -110,7 +111,7 @@ impl Follower {
             let delay = match self.decide(secret) {
                 Decision::Allowed(authorized) => return authorized,
                 Decision::Forbidden => DENIED_RECHECK,
-                Decision::Unrecorded => AUDIT_RETRY,
+                Decision::Open => OPEN_RECHECK,
             };
             tokio::select! {
                 // Cancel-safe: the generation stays marked as changed.
@@ -158,7 +159,7 @@ impl Follower {
                     }
                 }
                 // What is being read goes on being kept fresh.
-                Decision::Unrecorded => {}
+                Decision::Open => {}
             }
         }
     }
@@ -179,7 +180,7 @@ impl Follower {
                 Ok(()) => self.recorded = Some(decision),
                 Err(down) if allowed => {
                     self.obstacle(ErrorClass::Unreachable, down.to_string(), 0);
-                    return Decision::Unrecorded;
+                    return Decision::Open;
                 }
                 // A denial is carried out whether or not it can be recorded.
                 Err(_) => {}
@@ -189,6 +190,11 @@ impl Follower {
             Ok(authorized) => {
                 self.level(|level| level.forbidden = None);
                 Decision::Allowed(authorized)
+            }
+            // After a restart the directory may need the API server first: nothing is taken away.
+            Err(denied) if denied.labels_unknown => {
+                self.obstacle(ErrorClass::Unreachable, denied.reason, 0);
+                Decision::Open
             }
             Err(_) => {
                 let reason = reason.unwrap_or_default();

@@ -19,6 +19,8 @@ const DENIAL_RECORDS_PER_SECOND: u32 = 10;
 /// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs
 /// many times a read.
 const REQUESTS_PER_DENIAL: u64 = 20;
+/// Requests that a report counts for: the broker makes it of all its secrets.
+const REQUESTS_PER_REPORT: u64 = 100;
 /// Refreshes per second and caller: each one costs an upstream read.
 const REFRESHES_PER_SECOND: u32 = 1;
 
@@ -113,6 +115,11 @@ impl Budget {
     /// Takes what a denial costs beside the request it answers.
     pub fn charge_denial(&self, now: BootInstant) {
         self.requests.charge(REQUESTS_PER_DENIAL - 1, now);
+    }
+
+    /// Takes what a report costs beside the request it answers.
+    pub fn charge_report(&self, now: BootInstant) {
+        self.requests.charge(REQUESTS_PER_REPORT - 1, now);
     }
 
     /// Whether this denial gets a record of its own, and how many since the last one got none.

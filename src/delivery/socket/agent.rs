@@ -72,6 +72,11 @@ struct ReloadRequest {
 impl Connection {
     pub(super) async fn agent(&self, route: AgentRoute, body: Incoming) -> Result<Answer, Refusal> {
         let (api, viewer) = (&self.deps.operators, self.viewer());
+        let reports =
+            matches!(route, AgentRoute::Status | AgentRoute::Leases | AgentRoute::Explain { .. });
+        if reports && matches!(viewer, Viewer::Caller(_)) {
+            self.caller.admitted.budget().charge_report(BootInstant::now());
+        }
         let value = match route {
             AgentRoute::Live => self.live().await?,
             AgentRoute::Ready => {

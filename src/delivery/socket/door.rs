@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tokio::net::UnixStream;
 
-use super::{Limits, OPERATOR_CONNECTIONS};
 use crate::domain::{Pod, VaultRole, VolumeName};
 use crate::identity::peer::{Peer, PeerError};
 use crate::identity::self_test::NodeProof;
@@ -52,16 +51,6 @@ impl Door {
             }
         };
         Ok((identity, peer))
-    }
-
-    /// Connections it takes at once. A pod has a door of its own, so what one caller may have is
-    /// what the door may.
-    pub(super) fn connections(&self, limits: &Limits) -> usize {
-        match self {
-            Self::Operator => OPERATOR_CONNECTIONS,
-            Self::Host => limits.connections,
-            Self::Pod(_) => limits.connections_per_user,
-        }
     }
 
     /// Its kind, as policy and the audit log know it.

@@ -112,8 +112,8 @@ impl Connection {
             let path = api_path(path, &mount);
             let secret = SecretRef { source: located.source, path, version: None };
             let now = BootInstant::now();
-            if self.deps.policy.authorize(&self.caller.identity, &secret, now).is_err() {
-                self.deps.metrics.denied.inc();
+            if let Err(denied) = self.deps.policy.authorize(&self.caller.identity, &secret, now) {
+                self.record_denial(&secret, denied, now);
                 return Err(Refusal::denied());
             }
         }

@@ -46,6 +46,7 @@ mod secrets;
 mod served;
 pub mod transport;
 
+use admission::Admission;
 pub use agent::{OperatorApi, Viewer, answers};
 pub use bind::{BindError, BoundSocket, Ownership, Place};
 use decisions::Decisions;
@@ -55,6 +56,9 @@ pub use request::Refusal;
 
 /// Operators keep a way in when the host socket is full.
 const OPERATOR_CONNECTIONS: usize = 64;
+
+/// Pods that may have all the connections of a caller at once before the next one is refused.
+const PODS_AT_THEIR_CAP: usize = 16;
 
 /// Where the sockets are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,6 +198,12 @@ pub struct Server {
     pub proof: Arc<NodeProof>,
     intake: CancellationToken,
     decisions: Arc<Decisions>,
+    /// The caps of all pods' sockets together.
+    pods: Arc<Admission>,
+}
+
+fn admission(connections: usize, limits: Limits) -> Arc<Admission> {
+    Arc::new(Admission::new(connections, limits))
 }
 
 impl Server {
@@ -204,15 +214,22 @@ impl Server {
         proof: Arc<NodeProof>,
         intake: CancellationToken,
     ) -> Self {
-        Self { limits, deps: Arc::new(deps), proof, intake, decisions: Arc::default() }
+        let pods = admission(PODS_AT_THEIR_CAP * limits.connections_per_user, limits);
+        let decisions = Arc::default();
+        Self { limits, deps: Arc::new(deps), proof, intake, decisions, pods }
     }
 
     /// Serves one socket until `stop` or the intake is cancelled and the last running reply has
     /// been sent. Dropping the future drops the connections.
     pub async fn run(&self, door: Door, socket: BoundSocket, stop: &CancellationToken) {
         let closed = self.intake.child_token();
+        let admission = match door {
+            Door::Operator => admission(OPERATOR_CONNECTIONS, self.limits),
+            Door::Host => admission(self.limits.connections, self.limits),
+            Door::Pod(_) => Arc::clone(&self.pods),
+        };
         let transport = transport::Transport {
-            admission: admission::Admission::new(door.connections(&self.limits), self.limits),
+            admission,
             door,
             proof: Arc::clone(&self.proof),
             limits: self.limits,

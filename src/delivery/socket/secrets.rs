@@ -156,7 +156,7 @@ impl Connection {
         }
     }
 
-    fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
+    pub(super) fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
         self.deps.metrics.denied.inc();
         self.caller.admitted.budget().charge_denial(now);
         let Some(left_out) = self.caller.admitted.budget().take_denial_record(now) else {

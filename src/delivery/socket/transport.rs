@@ -64,8 +64,8 @@ pub struct Transport {
     pub door: Door,
     /// What this node can prove about its processes.
     pub proof: Arc<NodeProof>,
-    /// Its caps.
-    pub admission: Admission,
+    /// Its caps; pods' sockets share theirs.
+    pub admission: Arc<Admission>,
     /// Sizes and times.
     pub limits: Limits,
     /// Connections and refusals are counted here.
