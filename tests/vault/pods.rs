@@ -135,12 +135,14 @@ async fn a_directory_follows_the_pods_of_its_node() {
     assert_eq!(elsewhere, Err(FindError::Unknown));
     assert_eq!(directory.state().pods, 2);
 
-    let changes = directory.changes();
+    let mut changes = directory.changes();
     assert_eq!(watching.label(&first, "app"), None);
     cluster.label("web-0", &json!({ "app": "shop" }));
     let labelled = |_: &PodDirectory| watching.label(&first, "app").as_deref() == Some("shop");
     watching.until(SOON, "the label is known", labelled).await;
-    assert!(changes.has_changed().expect("somebody tells"));
+    // Whoever follows is told a moment after it is so.
+    let told = tokio::time::timeout(SOON, changes.changed()).await;
+    told.expect("somebody is told").expect("somebody tells");
 
     cluster.kubernetes.delete_pod("shop", "web-0");
     let directory = watching.directory.clone();
