@@ -255,3 +255,55 @@ fn denied_or_another_login(
     let another = then.login != *now.login();
     another.then_some(Denied { rule: Some(then.rule), reason, labels_unknown: false })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use crate::domain::{Pod, ServiceAccount};
+    use crate::identity::ProofStrength;
+    use crate::policy::{Effect, GrantConfig, GrantLogin, Share, Who};
+
+    fn compiled(login: Option<GrantLogin>) -> CompiledPolicy {
+        let grant = |login| GrantConfig {
+            name: "lent".parse().unwrap(),
+            effect: Effect::Permit,
+            who: Who::AnyPod,
+            source: "vault".parse().unwrap(),
+            paths: vec!["secret/**".parse().unwrap()],
+            share: Share::Consumer,
+            login,
+            min_proof: ProofStrength::PeerCred,
+            when: None,
+        };
+        let grants = login.map(grant).into_iter().collect();
+        let own_identity = BTreeSet::from(["vault".parse().unwrap()]);
+        let config = PolicyConfig { grants, own_identity, ..PolicyConfig::default() };
+        CompiledPolicy::compile(&config).ok().unwrap()
+    }
+
+    #[test]
+    fn to_read_with_another_login_is_to_lose_what_was_read_with_this_one() {
+        let account = ServiceAccount {
+            namespace: "shop".parse().unwrap(),
+            name: "web".parse().unwrap(),
+            uid: "5a".parse().unwrap(),
+        };
+        let pod = Pod { uid: "1b".parse().unwrap(), name: "web-0".parse().unwrap(), account };
+        let pod = Identity::published_pod(Arc::new(pod), &"v".parse().unwrap(), None);
+        let secret = SecretRef {
+            source: "vault".parse().unwrap(),
+            path: "secret/data/a".parse().unwrap(),
+            version: None,
+        };
+        let policy = Policy::new(compiled(Some(GrantLogin::Agent)));
+        let lost = |login| denied_or_another_login(&policy, &compiled(login), &pod, &secret);
+        assert_eq!(lost(Some(GrantLogin::Agent)), None);
+        for login in [None, Some(GrantLogin::ServiceAccount)] {
+            let reason = lost(login).unwrap().reason;
+            assert!(reason.contains("in place of agent"), "{reason}");
+        }
+    }
+}

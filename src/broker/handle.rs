@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -10,7 +10,7 @@ use super::report::Report;
 use super::request::Request;
 use super::snapshot::{HashedKey, Snapshot};
 use super::{
-    Freshness, LocalLease, LocalLeaseError, LoginTokens, ReadError, Reply, ResolveError,
+    Entry, Freshness, LocalLease, LocalLeaseError, LoginTokens, ReadError, Reply, ResolveError,
     Subscription,
 };
 use crate::audit::Audit;
@@ -39,6 +39,8 @@ pub struct Broker {
 pub struct Place {
     shared: HashedKey,
     own: Option<HashedKey>,
+    /// The last hit was the caller's own credential: it is looked for first.
+    is_own: AtomicBool,
 }
 
 impl Broker {
@@ -49,19 +51,14 @@ impl Broker {
             self.snapshot.hashed(CacheKey { secret, login, consumer })
         };
         let own = authorized.dynamic_owner().cloned();
-        Place { shared: key(None), own: own.map(|consumer| key(Some(consumer))) }
+        let own = own.map(|consumer| key(Some(consumer)));
+        Place { shared: key(None), own, is_own: AtomicBool::new(false) }
     }
 
     /// The hit path: the current entry for what was authorised, if it may be served as fresh now.
     /// Never enters the task and never waits. Extends the caller's local lease on a leased secret.
     pub fn lookup(&self, place: &Place, now: BootInstant) -> Option<Reply> {
-        // What is shared by login identity is never a dynamic credential of somebody else's.
-        let shared =
-            self.snapshot.get(&place.shared).filter(|entry| entry.kind != PathKind::Minting);
-        let entry = match shared {
-            Some(entry) => entry,
-            None => self.snapshot.get(place.own.as_ref()?)?,
-        };
+        let entry = self.entry(place)?;
         if now >= entry.fresh_until || now >= entry.dead_at {
             return None;
         }
@@ -69,7 +66,12 @@ impl Broker {
             (PathKind::Kv | PathKind::Static, _) => None,
             (PathKind::Minting, None) => return None,
             (PathKind::Minting, Some(interest)) => {
-                interest.told_until.fetch_max(entry.dead_at.as_nanos(), Ordering::AcqRel);
+                let until = entry.dead_at.as_nanos();
+                // Nearly always it is told already; to write all the same would have readers on
+                // several cores wait for each other.
+                if interest.told_until.load(Ordering::Acquire) < until {
+                    interest.told_until.fetch_max(until, Ordering::AcqRel);
+                }
                 Some(LocalLease {
                     id: interest.id.clone(),
                     path: place.shared.key().secret.path.clone(),
@@ -80,6 +82,24 @@ impl Broker {
             }
         };
         Some(Reply { entry, freshness: Freshness::Hit, local_lease })
+    }
+
+    fn entry(&self, place: &Place) -> Option<Arc<Entry>> {
+        let own = || place.own.as_ref().and_then(|key| self.snapshot.get(key));
+        // What is shared by login identity is never a dynamic credential of somebody else's.
+        let shared =
+            || self.snapshot.get(&place.shared).filter(|entry| entry.kind != PathKind::Minting);
+        if place.is_own.load(Ordering::Relaxed)
+            && let Some(entry) = own()
+        {
+            return Some(entry);
+        }
+        if let Some(entry) = shared() {
+            return Some(entry);
+        }
+        let entry = own()?;
+        place.is_own.store(true, Ordering::Relaxed);
+        Some(entry)
     }
 
     /// Reads through the task: joins a running fetch or starts one. Dropping the future only
