@@ -85,9 +85,10 @@ async fn hear(
         match feed.next().await {
             Ok(news) => {
                 failures = 0;
+                // First, so that nobody finds a pod in a directory that is still said to fail.
+                directory.heard(BootInstant::now());
                 take_in(directory, node, news);
                 doubts.notify_one();
-                directory.heard(BootInstant::now());
             }
             Err(error) => {
                 if failures == 0 {
