@@ -1,8 +1,9 @@
 //! Names given in the configuration and ids we hand out; `FromStr` is the only door to the former.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
+
+use super::text_name::text_name;
 
 /// Longest configured name, in bytes. The DNS label limit, so a name also fits a metric label.
 const NAME_BYTES_MAX: usize = 63;
@@ -36,46 +37,23 @@ fn check_name(name: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl FromStr for $name {
-            type Err = IdError;
-            fn from_str(name: &str) -> Result<Self, IdError> {
-                check_name(name)?;
-                Ok(Self(Arc::from(name)))
-            }
-        }
-
-        impl $name {
-            /// The name as it was written.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
-}
-
-name_type!(
+text_name!(
     /// The configured name of a source.
-    SourceName
+    SourceName,
+    IdError,
+    check_name
 );
-name_type!(
+text_name!(
     /// The name of a volume: configured on a host, or made of a pod's names.
-    VolumeName
+    VolumeName,
+    IdError,
+    check_name
 );
-name_type!(
+text_name!(
     /// The configured name of a policy rule, shown to operators and in the audit log.
-    RuleName
+    RuleName,
+    IdError,
+    check_name
 );
 
 impl VolumeName {

@@ -1,8 +1,6 @@
 //! Labels of Kubernetes objects as rules name them: exact keys and values.
 
-use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
+use super::text_name::text_name;
 
 /// Longest name part of a key, and longest value.
 const PART_BYTES_MAX: usize = 63;
@@ -32,56 +30,33 @@ fn is_part(text: &str, bytes_max: usize) -> bool {
         && text.ends_with(at_ends)
 }
 
-fn is_key(text: &str) -> bool {
+fn check_key(text: &str) -> Result<(), LabelError> {
     let lower = |prefix: &str| !prefix.contains(|c: char| c.is_ascii_uppercase() || c == '_');
-    match text.split_once('/') {
+    let good = match text.split_once('/') {
         Some((prefix, name)) => {
             is_part(prefix, PREFIX_BYTES_MAX) && lower(prefix) && is_part(name, PART_BYTES_MAX)
         }
         None => is_part(text, PART_BYTES_MAX),
-    }
-}
-
-macro_rules! label_text {
-    ($(#[$doc:meta])* $name:ident, $check:expr, $error:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-        pub struct $name(Arc<str>);
-
-        impl FromStr for $name {
-            type Err = LabelError;
-            fn from_str(text: &str) -> Result<Self, LabelError> {
-                let check: fn(&str) -> bool = $check;
-                if check(text) { Ok(Self(Arc::from(text))) } else { Err($error) }
-            }
-        }
-
-        impl $name {
-            /// As Kubernetes spells it.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
     };
+    if good { Ok(()) } else { Err(LabelError::Key) }
 }
 
-label_text!(
+fn check_value(text: &str) -> Result<(), LabelError> {
+    let good = text.is_empty() || is_part(text, PART_BYTES_MAX);
+    if good { Ok(()) } else { Err(LabelError::Value) }
+}
+
+text_name!(
     /// A label's key: `app`, `app.kubernetes.io/name`.
     LabelKey,
-    is_key,
-    LabelError::Key
+    LabelError,
+    check_key
 );
-label_text!(
+text_name!(
     /// A label's value; may be empty.
     LabelValue,
-    |text| text.is_empty() || is_part(text, PART_BYTES_MAX),
-    LabelError::Value
+    LabelError,
+    check_value
 );
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod pattern;
 mod pod;
 mod secret;
 mod spelling;
+mod text_name;
 
 pub use consumer::{AccountLogin, ConsumerId, LoginIdentity, VaultRole, VaultRoleError};
 pub use ids::{IdError, LocalLeaseId, RuleName, SourceName, VolumeName};

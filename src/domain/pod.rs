@@ -1,8 +1,8 @@
 //! Kubernetes' names and uids, parsed once: whoever holds one may use it as a path segment.
 
 use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
+
+use super::text_name::text_name;
 
 /// RFC 1123 label, the bound on namespaces.
 const LABEL_BYTES_MAX: usize = 63;
@@ -63,80 +63,59 @@ fn check_container_id(id: &str) -> Result<(), KubernetesNameError> {
     if good { Ok(()) } else { Err(KubernetesNameError::Character) }
 }
 
-macro_rules! kubernetes_name {
-    ($(#[$doc:meta])* $name:ident, $check:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl FromStr for $name {
-            type Err = KubernetesNameError;
-            fn from_str(name: &str) -> Result<Self, KubernetesNameError> {
-                let check: fn(&str) -> Result<(), KubernetesNameError> = $check;
-                check(name)?;
-                Ok(Self(Arc::from(name)))
-            }
-        }
-
-        impl $name {
-            /// As Kubernetes spells it.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
-}
-
-kubernetes_name!(
+text_name!(
     /// A namespace.
     Namespace,
+    KubernetesNameError,
     |name| check_dns(name, LABEL_BYTES_MAX, false)
 );
-kubernetes_name!(
+text_name!(
     /// The name of a service account; identifies nothing without its namespace and uid.
     ServiceAccountName,
+    KubernetesNameError,
     |name| check_dns(name, SUBDOMAIN_BYTES_MAX, true)
 );
-kubernetes_name!(
+text_name!(
     /// The uid of a service account: a re-created account of the same name has another.
     ServiceAccountUid,
+    KubernetesNameError,
     check_uid
 );
-kubernetes_name!(
+text_name!(
     /// The name of a pod; a StatefulSet's successor has the same.
     PodName,
+    KubernetesNameError,
     |name| check_dns(name, SUBDOMAIN_BYTES_MAX, true)
 );
-kubernetes_name!(
+text_name!(
     /// The uid of a pod, never used again: what identifies it here, and its directory's name below
     /// the kubelet's root.
     PodUid,
+    KubernetesNameError,
     check_uid
 );
-kubernetes_name!(
+text_name!(
     /// A container's id as its runtime gives it: 64 hex digits in every runtime Kubernetes knows.
     ContainerId,
+    KubernetesNameError,
     check_container_id
 );
-kubernetes_name!(
+text_name!(
     /// The name of a node.
     NodeName,
+    KubernetesNameError,
     |name| check_dns(name, SUBDOMAIN_BYTES_MAX, true)
 );
-kubernetes_name!(
+text_name!(
     /// The name of a CSI driver: a subdomain, but with a label's bound on its length.
     CsiDriverName,
+    KubernetesNameError,
     |name| check_dns(name, LABEL_BYTES_MAX, true)
 );
-kubernetes_name!(
+text_name!(
     /// The name of a volume in a pod's spec, unique within the pod.
     PodVolumeName,
+    KubernetesNameError,
     |name| check_dns(name, LABEL_BYTES_MAX, false)
 );
 

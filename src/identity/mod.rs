@@ -59,16 +59,23 @@ pub enum Listener {
     Node,
 }
 
-impl fmt::Display for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Listener {
+    /// Its name in policy, the audit log and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Operator => "operator",
             Self::Host => "host",
             Self::Volume => "volume",
             Self::Csi => "csi",
             Self::PodSocket => "pod-socket",
             Self::Node => "node",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -15,6 +15,7 @@ use crate::ground::{self, SERVE};
 use crate::support::kubernetes::{NODE, User};
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{ADDRESS, Node, SOON};
+use crate::support::process::eventually;
 use crate::support::server_program;
 use crate::support::shared::{NAMESPACE, node};
 use crate::support::testbed::Testbed;
@@ -188,6 +189,20 @@ impl Product {
         };
         let names = pods["items"].as_array().into_iter().flatten().filter(ours);
         names.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect()
+    }
+
+    /// Ends the product's pod at once and waits for its successor; `meanwhile` is looked at until
+    /// then.
+    pub fn replace_pod(&self, meanwhile: impl Fn()) {
+        let node = self.node();
+        let before = self.pod_name();
+        let at_once = ["--namespace", NAMESPACE, "--grace-period=0", "--force"];
+        node.kubectl(&[&["delete", "pod", &before], &at_once[..]].concat());
+        eventually(SOON, "a successor runs", || {
+            meanwhile();
+            self.pods().iter().any(|pod| *pod != before)
+        });
+        node.wait_until_ready(NAMESPACE, &self.pod_name());
     }
 
     /// Runs a command of the product's in the agent's container, whatever comes of it.

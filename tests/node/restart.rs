@@ -31,21 +31,7 @@ fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_
     };
     assert_eq!(read(), "first");
 
-    let before = product.pod_name();
-    node.kubectl(&[
-        "delete",
-        "pod",
-        &before,
-        "--namespace",
-        NAMESPACE,
-        "--grace-period=0",
-        "--force",
-    ]);
-    eventually(SOON, "a successor runs", || {
-        assert_eq!(read(), "first");
-        product.pods().iter().any(|pod| *pod != before)
-    });
-    node.wait_until_ready(NAMESPACE, &product.pod_name());
+    product.replace_pod(|| assert_eq!(read(), "first"));
     assert_eq!(read(), "first");
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
     product.bed.vault.put_kv2("shop/stay", json!({ "token": "second" }));

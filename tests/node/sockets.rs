@@ -11,7 +11,7 @@ use crate::product::{Product, pod, product, product_alone, restrict};
 use crate::support::node::image::program_with_libraries;
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
-use crate::support::shared::{NAMESPACE, node};
+use crate::support::shared::node;
 
 /// Where a pod has its socket.
 const SOCKET: &str = "/secrets/broker.sock";
@@ -155,18 +155,7 @@ fn a_pods_socket_comes_back_with_the_agents_successor() {
     node.wait_until_ready("again", "app");
     let path = "/v1/secret/data/shop/again";
     assert_eq!(get("again", "app", SOCKET, path).0, 200);
-    let before = product.pod_name();
-    node.kubectl(&[
-        "delete",
-        "pod",
-        &before,
-        "--namespace",
-        NAMESPACE,
-        "--grace-period=0",
-        "--force",
-    ]);
-    eventually(SOON, "a successor runs", || product.pods().iter().any(|pod| *pod != before));
-    node.wait_until_ready(NAMESPACE, &product.pod_name());
+    product.replace_pod(|| ());
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
     eventually(Duration::from_secs(180), "the socket answers again", || {
         let command =

@@ -53,21 +53,12 @@ impl Door {
         Ok((identity, peer))
     }
 
-    /// Its kind, as policy and the audit log know it.
+    /// Its kind, as policy, the audit log and metrics know it.
     pub(super) fn listener(&self) -> Listener {
         match self {
             Self::Operator => Listener::Operator,
             Self::Host => Listener::Host,
             Self::Pod(_) => Listener::PodSocket,
-        }
-    }
-
-    /// Its kind in metrics.
-    pub(super) fn label(&self) -> &'static str {
-        match self {
-            Self::Operator => "operator",
-            Self::Host => "host",
-            Self::Pod(_) => "pod-socket",
         }
     }
 }

@@ -269,7 +269,7 @@ impl Transport {
     }
 
     fn label(&self) -> &'static str {
-        self.door.label()
+        self.door.listener().as_str()
     }
 }
 
