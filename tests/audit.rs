@@ -66,6 +66,14 @@ paths = ["secret/data/**"]
         fs::read_to_string(self.log()).map_or(0, |text| text.lines().count())
     }
 
+    /// Decisions are queued: those of a busy agent may be written after the next ones are made.
+    fn wait_for_decisions(&self, count: usize) {
+        let written = || fs::read_to_string(self.log()).unwrap_or_default();
+        eventually(PATIENCE, "the decisions are written", || {
+            written().matches(r#""event":"decision""#).count() >= count
+        });
+    }
+
     fn rotate(&self, agents: &[&Agent]) -> PathBuf {
         let old = self.dir.path().join("log/audit.jsonl.1");
         fs::rename(self.log(), &old).expect("rename the log");
@@ -149,6 +157,7 @@ fn two_agents_and_a_rotation_leave_an_intact_log() {
     let mut new_agent = place.agent("new");
     ask(&new_agent, 0, 5);
     ask(&old_agent, 5, 5);
+    place.wait_for_decisions(15);
     let rotated = place.rotate(&[&old_agent, &new_agent]);
     ask(&new_agent, 5, 5);
     ask(&old_agent, 10, 5);

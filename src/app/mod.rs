@@ -114,7 +114,6 @@ impl App {
             let task = csi::run(settings, volumes, server, stages.work.clone());
             supervisor.spawn("csi", Stage::Work, task);
         }
-        lifecycle(&audit, "started");
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
     }
 
@@ -162,7 +161,7 @@ fn answered_from(
     socket::Deps { broker, policy, audit, audit_per_read, sources, volumes, operators, metrics }
 }
 
-/// Binds the sockets and the port for metrics, and starts answering on them.
+/// Binds the sockets and the port for metrics, records the start, and starts answering on them.
 fn serve(
     config: &SocketConfig,
     server: &Server,
@@ -170,8 +169,11 @@ fn serve(
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<()> {
     let sockets = Sockets::bind(config).context("binding the sockets")?;
-    if let Some(address) = config.metrics {
-        let port = MetricsPort::bind(address).context("binding [sockets.metrics]")?;
+    let port = config.metrics.map(MetricsPort::bind).transpose();
+    let port = port.context("binding [sockets.metrics]")?;
+    // Before the first request: what it asks for comes after the start in the log.
+    lifecycle(&server.deps.audit, "started");
+    if let Some(port) = port {
         let deps = &server.deps;
         let deps = metrics_port::Deps {
             broker: deps.broker.clone(),
