@@ -89,6 +89,10 @@ pub struct Metrics {
     pub denied: Counter,
     /// Denials that were coalesced in the audit log.
     pub denials_coalesced: Counter,
+    /// Tokens on the node socket that proved nothing.
+    pub proofs_refused: Counter,
+    /// Pods that were locked out of the node socket.
+    pub lock_outs: Counter,
     /// Volumes that would lose secrets by the policy that is held; 0 while none is.
     pub policy_held_volumes: Gauge,
 }
@@ -112,6 +116,9 @@ impl Metrics {
         let denied = counter(&mut registry, "requests_denied", "Requests that policy denied");
         let denials_coalesced =
             counter(&mut registry, "denials_coalesced", "Denials left out of the audit log");
+        let proofs_refused =
+            counter(&mut registry, "proofs_refused", "Pods' tokens that proved nothing");
+        let lock_outs = counter(&mut registry, "lock_outs", "Pods locked out for forged tokens");
         let policy_held_volumes = Gauge::default();
         let help = "Volumes that would lose secrets by a policy that is held";
         registry.register("policy_held_volumes", help, policy_held_volumes.clone());
@@ -127,6 +134,8 @@ impl Metrics {
             limited,
             denied,
             denials_coalesced,
+            proofs_refused,
+            lock_outs,
             policy_held_volumes,
         }
     }

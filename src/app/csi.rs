@@ -14,14 +14,21 @@ use crate::mounter::client::MounterClient;
 use crate::mounter::local::LocalMounter;
 use crate::mounter::mounts::{Mounts, MountsConfig};
 
+/// The judge of pods' tokens, where there are any. Reads the kept keys; asks nobody yet.
+pub(super) async fn verifier(settings: Option<&CsiSettings>) -> Option<Verifier> {
+    let CsiSettings { expectations, verification, .. } = settings?;
+    Some(Verifier::open(expectations.clone(), verification.clone()).await)
+}
+
 /// Serves the kubelet until `work` is cancelled.
 pub(super) async fn run(
     settings: CsiSettings,
     files: files::Deps,
     server: Server,
+    verifier: Verifier,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
-    let CsiSettings { driver, expectations, verification, mounter } = settings;
+    let CsiSettings { driver, mounter, .. } = settings;
     let mounter: Arc<dyn Mounter> = match mounter {
         MounterPlace::Socket(socket) => Arc::new(MounterClient::new(socket)),
         MounterPlace::InProcess => {
@@ -34,6 +41,5 @@ pub(super) async fn run(
             Arc::new(LocalMounter::new(mounts))
         }
     };
-    let verifier = Arc::new(Verifier::open(expectations, verification).await);
     csi::run(driver, csi::Deps { files, server, mounter, verifier }, work).await
 }

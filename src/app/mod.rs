@@ -16,7 +16,7 @@ use crate::clock::BootInstant;
 use crate::config::Config;
 use crate::delivery::files::{self, DeclaredVolume};
 use crate::delivery::metrics_port::{self, MetricsPort};
-use crate::delivery::socket::{self, Server, SocketConfig, Sockets, SourceDirectory};
+use crate::delivery::socket::{self, NodeDoor, Server, SocketConfig, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
 use crate::identity::pods::{PodDirectory, WatchedNode};
@@ -29,6 +29,7 @@ use crate::telemetry::Metrics;
 mod csi;
 mod first_fill;
 mod impact;
+mod node_socket;
 mod operators;
 mod placement;
 mod pods;
@@ -55,7 +56,7 @@ impl App {
     ///
     /// # Errors
     /// What the operator has to change: a source, the policy, a socket or the audit file.
-    pub fn start(
+    pub async fn start(
         config: Config,
         file: Option<PathBuf>,
         hardened: &Hardened,
@@ -85,6 +86,9 @@ impl App {
         };
         let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
         let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
+        let verifier = csi::verifier(config.csi.as_ref()).await;
+        let node = config.sockets.node.as_ref();
+        let node_door = node_socket::door(node, &directory, verifier.as_ref(), &proof);
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -93,6 +97,7 @@ impl App {
             sources: shared.clone(),
             local: sources.local(),
             directory,
+            node_door: node_door.clone(),
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
             started_at,
@@ -105,13 +110,13 @@ impl App {
         let directory = SourceDirectory::new(&config.default_source, &shared);
         let deps = answered_from(&volumes, directory, operators, metrics);
         let server = Server::new(config.socket_limits, deps, proof, stages.intake.clone());
-        serve(&config.sockets, &server, &stages, &mut supervisor)?;
+        serve(&config.sockets, &server, node_door, &stages, &mut supervisor)?;
         let intake = stages.intake.clone();
         let start = first_fill::announce(manager, board, volume_names, intake);
         supervisor.spawn("start", Stage::Intake, start);
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
-        if let Some(settings) = config.csi {
-            let task = csi::run(settings, volumes, server, stages.work.clone());
+        if let (Some(settings), Some(verifier)) = (config.csi, verifier) {
+            let task = csi::run(settings, volumes, server, verifier, stages.work.clone());
             supervisor.spawn("csi", Stage::Work, task);
         }
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
@@ -165,6 +170,7 @@ fn answered_from(
 fn serve(
     config: &SocketConfig,
     server: &Server,
+    node_door: Option<Arc<NodeDoor>>,
     stages: &Stages,
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<()> {
@@ -189,7 +195,7 @@ fn serve(
     }
     let server = server.clone();
     supervisor.spawn("sockets", Stage::Intake, async move {
-        sockets.serve(server).await;
+        sockets.serve(server, node_door).await;
         Ok(())
     });
     Ok(())

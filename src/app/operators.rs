@@ -13,7 +13,7 @@ use crate::audit::Audit;
 use crate::broker::report::Report;
 use crate::broker::{Broker, ReadError, ResolveError};
 use crate::clock::BootInstant;
-use crate::delivery::socket::{OperatorApi, Refusal, Viewer};
+use crate::delivery::socket::{NodeDoor, OperatorApi, Refusal, Viewer};
 use crate::domain::{
     EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
 };
@@ -32,6 +32,7 @@ pub(super) struct Operators {
     pub sources: SharedSources,
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
     pub directory: PodDirectory,
+    pub node_door: Option<Arc<NodeDoor>>,
     pub default_source: SourceName,
     pub volumes: Vec<VolumeName>,
     pub started_at: BootInstant,
@@ -53,6 +54,17 @@ impl OperatorApi for Operators {
 
     fn pod_directory(&self) -> DirectoryState {
         self.directory.state()
+    }
+
+    fn unlock(&self, pod: &str) -> Result<usize, Refusal> {
+        let missing = "there is no node socket, so no pod is locked out; see [sockets.node]";
+        let door = self.node_door.as_ref();
+        let door = door.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, missing))?;
+        let unlocked = door.unlock(pod, BootInstant::now());
+        if unlocked > 0 {
+            super::lifecycle(&self.audit, &format!("pod {pod} unlocked by an operator"));
+        }
+        Ok(unlocked)
     }
 
     async fn status(&self, viewer: &Viewer) -> Result<Box<RawValue>, Refusal> {
@@ -128,6 +140,7 @@ impl Operators {
                 config_problem: None,
                 policy_held: None,
                 pod_directory: PodDirectory::none().state(),
+                locked_out: Vec::new(),
                 hardening: Vec::new(),
                 notes: Vec::new(),
                 ..facts
@@ -148,6 +161,7 @@ impl Operators {
         let generated = generated.map(|(name, _)| {
             format!("source {name}: credentials are generated locally, honoured by no server")
         });
+        let locked_out = self.node_door.as_ref().map(|door| door.locked_out(now));
         Facts {
             version: env!("CARGO_PKG_VERSION"),
             started_at: self.started_at,
@@ -163,6 +177,7 @@ impl Operators {
                 .map(|(name, source)| (name.clone(), source.description()))
                 .collect(),
             pod_directory: self.directory.state(),
+            locked_out: locked_out.unwrap_or_default(),
             hardening: self.protections.clone(),
             notes: problems.chain(generated).chain(reload.note.clone()).collect(),
         }

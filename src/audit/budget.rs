@@ -113,7 +113,8 @@ impl Budgets {
 
     fn kind_of<'e>(&self, event: &'e AuditEvent) -> Option<(&'e Identity, Kind)> {
         match event {
-            AuditEvent::Decision { identity, allowed: false, .. } => Some((identity, Kind::Denial)),
+            AuditEvent::Decision { identity, allowed: false, .. }
+            | AuditEvent::Proof { identity, .. } => Some((identity, Kind::Denial)),
             AuditEvent::Decision { identity, secret, rule, .. } => {
                 let strength = (identity.listener(), identity.strength());
                 let hash = self.hasher.hash_one((secret, rule, strength));

@@ -35,7 +35,7 @@ struct Line<'a> {
     prev: String,
 }
 
-/// What is said about one event. The first five are for [`AuditEvent`]s, the others are what the
+/// What is said about one event. The first six are for [`AuditEvent`]s, the others are what the
 /// log says about itself.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
@@ -70,6 +70,12 @@ pub(super) enum Body<'a> {
         #[serde(flatten)]
         secret: Secret<'a>,
         served: u64,
+    },
+    Proof {
+        #[serde(flatten)]
+        caller: Caller,
+        reason: &'a str,
+        locked_out: bool,
     },
     Volume {
         volume: &'a str,
@@ -140,6 +146,9 @@ impl<'a> From<&'a AuditEvent> for Body<'a> {
             AuditEvent::Served { identity, secret, count } => {
                 Self::Served { caller: identity.into(), secret: secret.into(), served: *count }
             }
+            AuditEvent::Proof { identity, reason, locked_out } => {
+                Self::Proof { caller: identity.into(), reason, locked_out: *locked_out }
+            }
             AuditEvent::Volume { volume, action, revision } => {
                 Self::Volume { volume: volume.as_str(), action, revision }
             }
@@ -207,6 +216,7 @@ mod tests {
                 subject_mac: Some("ab".to_owned()),
                 request_id: Some("r".to_owned()),
             },
+            AuditEvent::Proof { identity: identity.clone(), reason: "no".into(), locked_out: true },
             AuditEvent::Served { identity, secret, count: 7 },
             AuditEvent::Volume {
                 volume: "shop".parse().unwrap(),

@@ -172,6 +172,15 @@ pub enum AuditEvent {
         /// How often.
         count: u64,
     },
+    /// A caller's token proved nothing.
+    Proof {
+        /// Who sent it, as placed by the kernel.
+        identity: Identity,
+        /// What was wrong with it, for operators.
+        reason: String,
+        /// The pod is locked out from here on.
+        locked_out: bool,
+    },
     /// A volume published a revision or removed its files.
     Volume {
         /// The volume.

@@ -41,7 +41,7 @@ pub(super) fn dev(args: &DevArgs, hardened: &Hardened) -> anyhow::Result<ExitCod
     let volumes = config.volumes.clone();
     let result = runtime()?.block_on(async {
         let operator_socket = config.sockets.operator.path.clone();
-        let app = App::start(config, None, hardened, ServiceManager::none())?;
+        let app = App::start(config, None, hardened, ServiceManager::none()).await?;
         let instructions = playground.instructions()?;
         output::print(&instructions)?;
         app.run(async {

@@ -25,6 +25,7 @@ mod refresh;
 mod reload;
 pub mod run;
 mod status;
+mod unlock;
 
 /// The command did what it was asked, and `status` found everything in order.
 const EXIT_OK: u8 = 0;
@@ -71,6 +72,9 @@ enum Command {
     /// Has the agent read its configuration now; puts a policy in force that is held.
     #[command(after_help = reload::EXIT_CODES)]
     Reload(reload::ReloadArgs),
+    /// Lets a pod in again that was locked out of the node socket for forged tokens.
+    #[command(after_help = unlock::EXIT_CODES)]
+    Unlock(unlock::UnlockArgs),
     /// Checks a configuration: every problem with file, line, reason and remedy. Changes nothing.
     CheckConfig(ConfigArgs),
     /// Checks the volumes of a Kubernetes manifest as the CSI driver would, without a cluster.
@@ -166,6 +170,7 @@ fn dispatch(command: Command, hardened: &Hardened) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::explain(&args),
         Command::Refresh(args) => refresh::refresh(&args),
         Command::Reload(args) => reload::reload(&args),
+        Command::Unlock(args) => unlock::unlock(&args),
         Command::CheckConfig(args) => check_config::check_config(&args),
         Command::CheckVolume(args) => check_volume::check_volume(&args),
         Command::Policy(args) => policy::policy(&args),

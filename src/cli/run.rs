@@ -29,7 +29,7 @@ pub(super) fn run(args: RunArgs, hardened: &Hardened) -> anyhow::Result<ExitCode
         tracing::warn!("{failure}");
     }
     runtime()?.block_on(async {
-        let app = App::start(config, Some(file), hardened, app::service_manager()?)?;
+        let app = App::start(config, Some(file), hardened, app::service_manager()?).await?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "running");
         app.run(async {
             if let Err(error) = app::stop_signal().await {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::audit::{AuditConfig, Output};
 use crate::config::accounts;
 use crate::config::document::Section;
+use crate::config::node_socket;
 use crate::config::settings::AgentConfig;
 use crate::delivery::socket::{HostSocket, Limits, OperatorSocket, SocketConfig};
 use crate::telemetry::LogFormat;
@@ -56,7 +57,12 @@ pub(super) fn sockets(root: &Section, runtime_dir: &Path) -> SocketConfig {
         host.problem_at("path", message, "give it another directory");
     }
     host.finish();
-    for (path, section) in [(&operator_path, &operator), (&host_path, &host)] {
+    let node_section = section.section("node");
+    let taken = [operator_path.as_path(), host_path.as_path()];
+    let node = node_socket::read(&node_section, runtime_dir, &taken);
+    let node_path = node.as_ref().map(|node| (&node.path, &node_section));
+    let all = [(&operator_path, &operator), (&host_path, &host)].into_iter().chain(node_path);
+    for (path, section) in all {
         if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             let message =
                 format!("a socket's path cannot be longer than {SOCKET_PATH_BYTES_MAX} bytes");
@@ -68,6 +74,7 @@ pub(super) fn sockets(root: &Section, runtime_dir: &Path) -> SocketConfig {
     SocketConfig {
         operator: OperatorSocket { path: operator_path },
         host: HostSocket { enabled, path: host_path, mode, gid },
+        node,
         metrics,
     }
 }

@@ -64,11 +64,12 @@ impl Surroundings {
         forbid_grace: Duration,
     ) -> Self {
         let operator = &sockets.operator.path;
+        let node = sockets.node.as_ref().map(|node| &node.path);
         Self {
             ownership: FileOwnership { uid: host.uid, gid: host.gid, mode: 0o400 },
             runtime_dir: agent.runtime_dir.clone(),
             operator_dir: operator.parent().unwrap_or(operator).to_owned(),
-            sockets: vec![sockets.host.path.clone(), operator.clone()],
+            sockets: [&sockets.host.path, operator].into_iter().chain(node).cloned().collect(),
             forbid_grace,
         }
     }

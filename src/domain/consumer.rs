@@ -100,7 +100,7 @@ impl ConsumerId {
         Self(Arc::from(format!("volume:{name}")))
     }
 
-    /// The consumer that is a pod on a socket of its own.
+    /// The consumer that is a pod on the node's socket.
     pub fn pod(pod: &super::Pod) -> Self {
         Self(Arc::from(format!("pod:{pod}@{}", pod.uid)))
     }

@@ -130,6 +130,15 @@ pub struct ServiceAccount {
     pub uid: ServiceAccountUid,
 }
 
+impl ServiceAccount {
+    /// The account of a pod that showed no token: which account of that name it is was not proved,
+    /// so it is equal to no other pod's, and its uid is one that Kubernetes gives to nobody.
+    pub fn unproved(namespace: Namespace, name: ServiceAccountName, pod: &PodUid) -> Self {
+        let uid = ServiceAccountUid(format!("unproved-{pod}").into());
+        Self { namespace, name, uid }
+    }
+}
+
 impl fmt::Display for ServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -182,6 +191,18 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "a\0", "A", &"a".repeat(65)] {
             assert!(bad.parse::<PodUid>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_unproved_account_is_that_of_one_pod_only() {
+        let account = |pod: &str| {
+            let (namespace, name) = ("shop".parse().unwrap(), "web".parse().unwrap());
+            ServiceAccount::unproved(namespace, name, &pod.parse().unwrap())
+        };
+        let (a, b) = ("8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab", "0123456789abcdef0123456789abcdef");
+        assert_eq!(account(a), account(a));
+        assert_ne!(account(a), account(b));
+        assert_eq!(account(a).to_string(), "shop/web");
     }
 
     proptest! {

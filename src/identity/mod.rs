@@ -7,6 +7,7 @@ use crate::domain::{ConsumerId, Pod, VaultRole, VolumeName};
 
 pub mod cgroup;
 pub mod kubelet_cgroup;
+pub mod lock_out;
 pub mod peer;
 pub mod pods;
 mod runtime_names;
@@ -154,6 +155,18 @@ impl Identity {
             strength,
             listener: Listener::PodSocket,
             role,
+        }
+    }
+
+    /// The identity of a caller on the node's socket, which the kernel placed in this pod. With the
+    /// pod's own token beside, it is proved twice, and `strength` is [`ProofStrength::Token`].
+    pub(crate) fn on_node_socket(pod: Arc<Pod>, strength: ProofStrength) -> Self {
+        Self {
+            consumer: ConsumerId::pod(&pod),
+            subject: Subject::Pod(pod),
+            strength,
+            listener: Listener::Node,
+            role: None,
         }
     }
 

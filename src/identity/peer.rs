@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use super::cgroup::{Placement, may_hide_an_exit, placement};
 use super::kubelet_cgroup::KubeletCgroup;
 use super::{Identity, Listener, ProofStrength};
-use crate::domain::{Pod, VaultRole, VolumeName};
+use crate::domain::{Pod, PodUid, VaultRole, VolumeName};
 use crate::sys;
 
 /// Longest `/proc` file read; a v1 cgroup file has about 15 lines.
@@ -61,6 +61,9 @@ pub enum PeerError {
     /// It runs on the host, and this door is a pod's.
     #[error("the peer runs outside every pod: this socket serves one pod only")]
     OutsidePods,
+    /// It runs on the host, and this door is for pods.
+    #[error("the peer runs outside every pod: this socket serves pods; use the host socket")]
+    NotInPod,
     /// It runs in a pod, but not in the one that this door belongs to.
     #[error("the peer runs in another pod: this socket serves one pod only")]
     OtherPod,
@@ -168,6 +171,15 @@ impl Peer {
             }
             Placement::Pod { .. } => Err(PeerError::OtherPod),
             Placement::Host => Err(PeerError::OutsidePods),
+            Placement::Container { reason } => Err(PeerError::InContainer(reason)),
+        }
+    }
+
+    /// The pod that the kernel placed this peer in. User ids do not matter here.
+    pub fn pod(&self) -> Result<&PodUid, PeerError> {
+        match &self.placement {
+            Placement::Pod { uid, .. } => Ok(uid),
+            Placement::Host => Err(PeerError::NotInPod),
             Placement::Container { reason } => Err(PeerError::InContainer(reason)),
         }
     }

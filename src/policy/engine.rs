@@ -17,7 +17,7 @@ use super::schema::{Caller, CedarError};
 use super::{Denied, Permit};
 use crate::domain::{IdError, LoginIdentity, RuleName, SecretRef, SourceName};
 use crate::identity::pods::Labels;
-use crate::identity::{Identity, ProofStrength, Subject};
+use crate::identity::{Identity, Listener, ProofStrength, Subject};
 
 /// Below this much stack the evaluator gets a new one: over twice what Cedar asks for.
 const STACK_BYTES_MIN: usize = 256 * 1024;
@@ -96,7 +96,7 @@ impl CompiledPolicy {
     }
 
     pub(super) fn probing_login(&self, identity: &Identity, source: &SourceName) -> LoginIdentity {
-        let own = self.own_identity.contains(source);
+        let own = self.own_identity.contains(source) && may_log_in(identity);
         login_of(identity, if own { GrantLogin::ServiceAccount } else { GrantLogin::Agent })
     }
 
@@ -167,6 +167,9 @@ impl CompiledPolicy {
         let mut determining = self.determining(response);
         // A permit that asks for the absence of a label would hold for whoever is not known.
         determining.retain(|rule| knows_labels || !rule.permits_blindly());
+        if response.decision() == Decision::Allow && !may_log_in(identity) {
+            determining.retain(|rule| rule.login == GrantLogin::Agent);
+        }
         match (response.decision(), determining.first()) {
             (Decision::Allow, Some(first)) => {
                 let shared = determining.iter().all(|rule| rule.share == first.share);
@@ -199,6 +202,7 @@ impl CompiledPolicy {
             is_pod && !knows_labels && rules.iter().any(|rule| rule.permits_by_label());
         let proved = identity.strength() >= OWN_IDENTITY_PROOF_MIN;
         let own = is_pod && proved && self.own_identity.contains(&secret.source);
+        let own = own && may_log_in(identity);
         if own && !labels_unknown {
             // The source will decide, asked with the pod's own service account.
             return Ok(Permit {
@@ -212,6 +216,13 @@ impl CompiledPolicy {
             "no grant covers the path".to_owned()
         } else if labels_unknown {
             format!("covered by {}, but {UNKNOWN}", covering.join(", "))
+        } else if !may_log_in(identity) {
+            let proof = identity.strength();
+            format!(
+                "covered by {}, but who, condition or proof ({proof}) did not match, or it lacks \
+                 login = \"agent\", which the node socket needs",
+                covering.join(", ")
+            )
         } else {
             let proof = identity.strength();
             format!(
@@ -247,6 +258,12 @@ impl CompiledPolicy {
 /// A refusal that labels have nothing to do with.
 fn denied(rule: Option<RuleName>, reason: String) -> Denied {
     Denied { rule, reason, labels_unknown: false }
+}
+
+/// Whether a pod may read with its own service account through this door: on the node's socket the
+/// agent has no token of the pod's that Vault would take.
+fn may_log_in(identity: &Identity) -> bool {
+    identity.listener() != Listener::Node
 }
 
 /// Whose identity is used upstream: only a pod has another one to read with than the agent's.

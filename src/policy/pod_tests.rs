@@ -117,3 +117,21 @@ fn what_a_service_account_shares_is_not_anothers_of_the_same_name() {
     assert_eq!(owner("5a"), owner("5a"));
     assert_ne!(owner("5a"), owner("5b"));
 }
+
+#[test]
+fn on_the_nodes_socket_only_what_the_agent_reads_for_pods_is_permitted() {
+    let caller = |strength| Identity::on_node_socket(pod("shop", "web"), strength);
+    let proved = caller(ProofStrength::Token);
+    // The source would decide about the pod's own identity, but the pod cannot log in here.
+    assert!(decide(&own(Vec::new()), &proved, "secret/data/a").is_err());
+    let own_login = grant("own", pods("shop", None), &["secret/data/a"]);
+    let denied = decide(&own(vec![own_login.clone()]), &proved, "secret/data/a").unwrap_err();
+    assert!(denied.reason.contains("login = \"agent\""), "{}", denied.reason);
+    let mut lent = grant("lent", pods("shop", None), &["secret/data/a"]);
+    (lent.login, lent.min_proof) = (GrantLogin::Agent, ProofStrength::Token);
+    let both = own(vec![own_login, lent]);
+    let permit = decide(&both, &proved, "secret/data/a").unwrap();
+    assert_eq!((permit.rule.as_str(), permit.login), ("lent", LoginIdentity::Agent));
+    // A placement alone is less than this grant asks for.
+    assert!(decide(&both, &caller(ProofStrength::PidFd), "secret/data/a").is_err());
+}

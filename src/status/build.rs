@@ -8,12 +8,13 @@ use crate::broker::report::{
 };
 use crate::clock::{BootInstant, Human};
 use crate::domain::{ConsumerId, PathKind, SourceName};
+use crate::identity::lock_out::LockedPod;
 use crate::identity::pods::{DirectoryMode, DirectoryState};
 use crate::source::SourceDescription;
 use crate::status::view::{Clocks, rfc3339};
 use crate::status::{
-    Health, ItemStatus, ItemView, LeaseView, LimitView, PodDirectoryView, SecretView, SessionView,
-    SourceView, StatusView, VolumeStatus, VolumeView, cause, outlook,
+    Health, ItemStatus, ItemView, LeaseView, LimitView, LockedPodView, PodDirectoryView,
+    SecretView, SessionView, SourceView, StatusView, VolumeStatus, VolumeView, cause, outlook,
 };
 
 /// What only the agent itself knows.
@@ -39,6 +40,8 @@ pub struct Facts {
     pub sources: BTreeMap<SourceName, SourceDescription>,
     /// How the pod directory is.
     pub pod_directory: DirectoryState,
+    /// Pods that the node socket is closed to.
+    pub locked_out: Vec<LockedPod>,
     /// Protections of this process that are in force or missing.
     pub hardening: Vec<String>,
     /// Anything else worth knowing.
@@ -78,6 +81,7 @@ impl StatusView {
             secrets: report.secrets.iter().map(|secret| self::secret(secret, clocks)).collect(),
             volumes: volumes.iter().map(|volume| self::volume(volume, clocks)).collect(),
             pod_directory: pod_directory(&facts.pod_directory, clocks),
+            locked_out: facts.locked_out.iter().map(|pod| locked_out(pod, clocks)).collect(),
             limits: report.limits.iter().map(limit).collect(),
             counters: report.counters.into(),
             hardening: facts.hardening.clone(),
@@ -199,6 +203,15 @@ fn item(item: &ItemStatus, clocks: Clocks) -> ItemView {
     }
 }
 
+fn locked_out(locked: &LockedPod, clocks: Clocks) -> LockedPodView {
+    LockedPodView {
+        pod: locked.pod.to_string(),
+        uid: locked.pod.uid.to_string(),
+        since: clocks.moment(locked.since),
+        until: clocks.moment(locked.until),
+    }
+}
+
 fn pod_directory(state: &DirectoryState, clocks: Clocks) -> Option<PodDirectoryView> {
     (state.mode == DirectoryMode::ApiServer).then(|| PodDirectoryView {
         mode: "apiserver".to_owned(),
@@ -236,8 +249,8 @@ mod tests {
         };
         assert_eq!(
             names(&json),
-            "causes counters deadlines hardening headline health instance limits notes outlook \
-             pod_directory secrets sessions sources taken_at uptime_seconds version volumes"
+            "causes counters deadlines hardening headline health instance limits locked_out notes \
+             outlook pod_directory secrets sessions sources taken_at uptime_seconds version volumes"
         );
         assert_eq!(
             names(&json["secrets"][0]),

@@ -30,6 +30,6 @@ pub use prose::render_explain;
 pub use reload::{LossView, ReloadOutcome, ReloadView, render_reload};
 pub use render::{Style, render_status, table};
 pub use view::{
-    DeadlineView, Health, ItemView, LeaseView, LimitView, Moment, Outlook, PodDirectoryView,
-    SecretView, SessionView, SourceView, StatusView, TroubleView, VolumeView,
+    DeadlineView, Health, ItemView, LeaseView, LimitView, LockedPodView, Moment, Outlook,
+    PodDirectoryView, SecretView, SessionView, SourceView, StatusView, TroubleView, VolumeView,
 };

@@ -31,6 +31,7 @@ pub fn render_status(view: &StatusView, style: Style) -> String {
     secrets(&mut text, view, style);
     volumes(&mut text, view, style);
     pod_directory(&mut text, view);
+    locked_out(&mut text, view, style);
     limits(&mut text, view, style);
     for note in &view.notes {
         let _infallible = writeln!(text, "\nnote: {note}");
@@ -215,6 +216,21 @@ fn volume(volume: &VolumeView) -> Vec<Vec<String>> {
         ]
     };
     volume.items.iter().map(row).collect()
+}
+
+fn locked_out(text: &mut String, view: &StatusView, style: Style) {
+    if view.locked_out.is_empty() {
+        return;
+    }
+    section(text, "Locked out of the node socket (secrets-broker unlock POD)", style);
+    let row = |pod: &crate::status::LockedPodView| {
+        vec![
+            pod.pod.clone(),
+            format!("since {}", pod.since.relative()),
+            format!("ends {}", pod.until.relative()),
+        ]
+    };
+    table(text, &[], view.locked_out.iter().map(row).collect(), style);
 }
 
 fn pod_directory(text: &mut String, view: &StatusView) {

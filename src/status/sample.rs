@@ -135,6 +135,7 @@ fn facts() -> Facts {
         audit_healthy: true,
         sources: BTreeMap::from([("vault".parse().unwrap(), description)]),
         pod_directory: PodDirectory::none().state(),
+        locked_out: Vec::new(),
         hardening: vec!["memory locked".to_owned()],
         notes: Vec::new(),
     }

@@ -42,6 +42,9 @@ pub struct StatusView {
     /// The pod directory, where there is one.
     #[serde(default)]
     pub pod_directory: Option<PodDirectoryView>,
+    /// Pods that the node socket is closed to, because they sent forged tokens.
+    #[serde(default)]
+    pub locked_out: Vec<LockedPodView>,
     /// Every bound and how far it is used.
     pub limits: Vec<LimitView>,
     /// Running counters since the start.
@@ -98,6 +101,19 @@ impl Moment {
             seconds => Human(Duration::from_secs(seconds)).to_string(),
         }
     }
+}
+
+/// A pod that the node socket is closed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedPodView {
+    /// `namespace/name`.
+    pub pod: String,
+    /// Its uid.
+    pub uid: String,
+    /// Since when.
+    pub since: Moment,
+    /// Until when, unless an operator ends it.
+    pub until: Moment,
 }
 
 /// The two clocks read together, to show one's instants in the other's terms.

@@ -51,3 +51,39 @@ fn a_directory_is_that_of_the_driver() {
     assert_eq!((pods.node.as_str(), pods.kubelet_root.as_str()), ("node-1", "/k"));
     assert!(config.policy.knows_labels);
 }
+
+#[test]
+fn the_nodes_socket_names_what_it_lacks() {
+    let csi = "[csi]\nenabled = true\nnode = \"node-1\"\nissuers = [\"https://cluster\"]\n";
+    let placed = "[placement]\npod_uid = \"8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab\"\n";
+    let pods = "[pods]\ndirectory = \"apiserver\"\n";
+    let socket = |more: &str| format!("[sockets.node]\nenabled = true\n{more}");
+    let problems = |text: String| {
+        let problems = parse(&format!("{VAULT}{text}")).err().unwrap_or_default();
+        problems.iter().map(|problem| (problem.key.clone(), problem.remedy.clone())).collect()
+    };
+    let lacking: Vec<(String, String)> = problems(socket(""));
+    let [placement, directory] = lacking.as_slice() else { panic!("{lacking:?}") };
+    assert_eq!(
+        (placement.0.as_str(), directory.0.as_str()),
+        ("sockets.node.enabled", "sockets.node.enabled")
+    );
+    assert!(placement.1.contains("POD_UID") && directory.1.contains("apiserver"), "{lacking:?}");
+    let whole = |more: &str| format!("{csi}{placed}{pods}{}", socket(more));
+    for (setting, key) in [
+        ("proof_audience = \"vault\"", "proof_audience"),
+        ("proof_audience = \"https://cluster\"", "proof_audience"),
+        ("proof_audience = \"https://kubernetes.default.svc\"", "proof_audience"),
+        ("proof_audience = \"\"", "proof_audience"),
+        ("proof_token = \"never\"", "proof_token"),
+        ("path = \"/run/secrets-broker/x.sock\"", "path"),
+    ] {
+        let found: Vec<(String, String)> = problems(whole(setting));
+        let [(problem, _)] = found.as_slice() else { panic!("{setting}: {found:?}") };
+        assert_eq!(*problem, format!("sockets.node.{key}"), "{setting}");
+    }
+    let config = parse(&format!("{VAULT}{}", whole(""))).unwrap();
+    let node = config.sockets.node.expect("a socket");
+    assert_eq!(node.path.to_str(), Some("/run/secrets-broker/node/node.sock"));
+    assert_eq!(node.proof_audience, "secrets-broker");
+}

@@ -9,6 +9,7 @@ mod database;
 mod ground;
 mod hostile;
 mod many;
+mod node_socket;
 mod policy;
 mod product;
 mod restart;

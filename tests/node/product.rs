@@ -48,6 +48,12 @@ output = "/run/secrets-broker/audit.log"
 
 [policy]
 forbid_grace = "1s"
+
+[[grants]]
+name = "hall"
+who = { namespace = "hall", service_account = "web" }
+paths = ["secret/data/shop/hall"]
+login = "agent"
 "#;
 
 /// The installed product with its Vault.
@@ -123,6 +129,8 @@ impl Product {
             // Vault listens on loopback here.
             "hostNetwork": true,
             "placement": { "enabled": true },
+            "podDirectory": "apiserver",
+            "nodeSocket": { "enabled": true },
         })
     }
 

@@ -17,7 +17,7 @@ use crate::support::shared::node;
 const SOCKET: &str = "/secrets/broker.sock";
 
 /// An image with `curl` in it.
-fn curl() -> &'static str {
+pub fn curl() -> &'static str {
     static CURL: LazyLock<String> =
         LazyLock::new(|| node().image("curl", &program_with_libraries(Path::new("/usr/bin/curl"))));
     &CURL
@@ -37,7 +37,7 @@ fn get(namespace: &str, name: &str, socket: &str, path: &str) -> (u16, String) {
 }
 
 /// Splits what `curl -w '\n%{http_code}'` prints.
-fn reply(output: &Output) -> (u16, String) {
+pub fn reply(output: &Output) -> (u16, String) {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, code) = text.rsplit_once('\n').expect("curl prints a status");
     (code.parse().expect("a status"), body.to_owned())

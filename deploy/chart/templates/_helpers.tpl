@@ -63,6 +63,21 @@ cgroup_root = {{ . | quote }}
 [pods]
 directory = {{ .Values.podDirectory | quote }}
 {{- end }}
+{{- with .Values.nodeSocket }}
+{{- if .enabled }}
+{{- if not $.Values.placement.enabled }}
+{{- fail "nodeSocket.enabled needs placement.enabled: its callers are told apart by the kernel" }}
+{{- end }}
+{{- if eq $.Values.podDirectory "none" }}
+{{- fail "nodeSocket.enabled needs podDirectory: apiserver, which names its callers" }}
+{{- end }}
+
+[sockets.node]
+enabled = true
+proof_audience = {{ .proofAudience | quote }}
+proof_token = {{ .proofToken | quote }}
+{{- end }}
+{{- end }}
 
 [csi]
 enabled = true

@@ -138,7 +138,7 @@ pub struct Deps {
     /// Mounts and unmounts.
     pub mounter: Arc<dyn Mounter>,
     /// Judges pods' tokens.
-    pub verifier: Arc<Verifier>,
+    pub verifier: Verifier,
 }
 
 /// Takes up what a predecessor published, then serves the kubelet until `work` is cancelled. Files
@@ -166,7 +166,7 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
         prepared = prepared => prepared?,
     };
     let driver = Driver { config: Arc::new(config), volumes: volumes.clone(), verifier };
-    let verifier = Arc::clone(&driver.verifier);
+    let verifier = driver.verifier.clone();
     tokio::select! {
         served = listen::serve(driver, socket, &proof, work.clone()) => served?,
         // Never ends by itself.

@@ -33,7 +33,7 @@ const NODE_ID_BYTES_MAX: usize = 256;
 pub(super) struct Driver {
     pub(super) config: Arc<CsiConfig>,
     pub(super) volumes: Volumes,
-    pub(super) verifier: Arc<Verifier>,
+    pub(super) verifier: Verifier,
 }
 
 impl Driver {

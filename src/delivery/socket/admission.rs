@@ -10,7 +10,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Limits;
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
-use crate::identity::Subject;
 
 /// Callers remembered before idle ones are forgotten.
 const CALLERS_MAX: usize = 1024;
@@ -76,8 +75,10 @@ impl Rate {
 /// Whose budget a connection takes from: a user's of the host, whatever processes it has, or a
 /// pod's, whatever users it has.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Payer {
+pub enum Payer {
+    /// By its number.
     User(u32),
+    /// By its uid.
     Pod(PodUid),
 }
 
@@ -169,14 +170,8 @@ impl Admission {
         self.connections.clone().try_acquire_owned().ok()
     }
 
-    /// A place for a connection of this caller, unless it has too many. A declared volume never
-    /// connects.
-    pub fn admit(&self, subject: &Subject, now: BootInstant) -> Option<Admitted> {
-        let payer = match subject {
-            Subject::HostUser { uid, .. } => Payer::User(*uid),
-            Subject::Pod(pod) => Payer::Pod(pod.uid.clone()),
-            Subject::Volume(_) => return None,
-        };
+    /// A place for a connection of this caller, unless it has too many.
+    pub fn admit(&self, payer: Payer, now: BootInstant) -> Option<Admitted> {
         let mut payers = self.payers.lock().unwrap_or_else(PoisonError::into_inner);
         if payers.len() >= CALLERS_MAX && !payers.contains_key(&payer) {
             // A caller whose budget is untouched is indistinguishable from one never seen.
@@ -197,8 +192,8 @@ impl Admission {
 mod tests {
     use super::*;
 
-    fn user(uid: u32) -> Subject {
-        Subject::HostUser { uid, gids: Arc::new([uid]) }
+    fn user(uid: u32) -> Payer {
+        Payer::User(uid)
     }
 
     fn at(millis: u64) -> BootInstant {
@@ -222,18 +217,18 @@ mod tests {
     fn one_user_cannot_take_the_places_of_another() {
         let limits = Limits { connections_per_user: 2, ..Limits::default() };
         let admission = Admission::new(3, limits);
-        let places: Vec<_> = (0..3).map(|_| admission.admit(&user(1), at(0))).collect();
+        let places: Vec<_> = (0..3).map(|_| admission.admit(user(1), at(0))).collect();
         assert_eq!(places.iter().flatten().count(), 2);
-        assert!(admission.admit(&user(2), at(0)).is_some());
+        assert!(admission.admit(user(2), at(0)).is_some());
         drop(places);
-        assert!(admission.admit(&user(1), at(0)).is_some());
+        assert!(admission.admit(user(1), at(0)).is_some());
     }
 
     #[test]
     fn reconnecting_does_not_refill_a_budget() {
         let limits = Limits { requests_per_second_per_user: 1, ..Limits::default() };
         let admission = Admission::new(3, limits);
-        let take = || admission.admit(&user(1), at(0)).unwrap().budget().take_request(at(0));
+        let take = || admission.admit(user(1), at(0)).unwrap().budget().take_request(at(0));
         assert!(take().is_ok());
         assert!(take().is_err());
     }
@@ -241,12 +236,12 @@ mod tests {
     #[test]
     fn callers_with_an_untouched_budget_are_forgotten_at_the_bound() {
         let admission = Admission::new(3, Limits::default());
-        let busy = admission.admit(&user(0), at(0)).unwrap();
+        let busy = admission.admit(user(0), at(0)).unwrap();
         for uid in 1..=2 * u32::try_from(CALLERS_MAX).unwrap() {
-            admission.admit(&user(uid), at(0)).unwrap();
+            admission.admit(user(uid), at(0)).unwrap();
         }
         assert!(admission.payers.lock().unwrap().len() <= CALLERS_MAX);
-        assert!(Arc::ptr_eq(busy.budget(), admission.admit(&user(0), at(0)).unwrap().budget()));
+        assert!(Arc::ptr_eq(busy.budget(), admission.admit(user(0), at(0)).unwrap().budget()));
     }
 
     #[test]

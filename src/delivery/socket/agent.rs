@@ -55,6 +55,9 @@ pub trait OperatorApi: Send + Sync {
     /// Reads the configuration again (operators only, checked already); `accept` puts its policy in
     /// force whatever it takes away.
     async fn reload(&self, accept: bool) -> Result<Box<RawValue>, Refusal>;
+    /// Lets a pod in again (operators only, checked already), by `namespace/name` or uid; how many
+    /// pods were locked out.
+    fn unlock(&self, pod: &str) -> Result<usize, Refusal>;
 }
 
 #[derive(Deserialize)]
@@ -67,6 +70,12 @@ struct RefreshRequest {
 #[serde(deny_unknown_fields)]
 struct ReloadRequest {
     accept: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnlockRequest {
+    pod: String,
 }
 
 impl Connection {
@@ -95,6 +104,7 @@ impl Connection {
             AgentRoute::Reload => {
                 return Ok(answer::json_text(self.reload(&viewer, body).await?));
             }
+            AgentRoute::Unlock => self.unlock(&viewer, body).await?,
             AgentRoute::Events { since } => self.events(since).await?,
         };
         Ok(answer::json(StatusCode::OK, &value))
@@ -162,6 +172,17 @@ impl Connection {
             Refusal::bad_request("the body must be a JSON object with accept: true or false")
         })?;
         self.deps.operators.reload(asked.accept).await
+    }
+
+    async fn unlock(&self, viewer: &Viewer, body: Incoming) -> Result<Value, Refusal> {
+        if !matches!(viewer, Viewer::Operator) {
+            return Err(Refusal::denied());
+        }
+        let body = self.body(body).await?;
+        let asked: UnlockRequest = serde_json::from_slice(&body)
+            .map_err(|_| Refusal::bad_request("the body must be a JSON object with a pod"))?;
+        let unlocked = self.deps.operators.unlock(&asked.pod)?;
+        Ok(json!({ "unlocked": unlocked }))
     }
 
     /// A workload may have its own KV read again, with the identity this returns; anything else

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use tokio::net::UnixStream;
 
-use crate::domain::{Pod, VaultRole, VolumeName};
+use super::admission::Payer;
+use super::node_door::NodeDoor;
+use crate::domain::{Pod, PodUid, VaultRole, VolumeName};
 use crate::identity::peer::{Peer, PeerError};
 use crate::identity::self_test::NodeProof;
-use crate::identity::{Identity, Listener};
+use crate::identity::{Identity, Listener, Subject};
 
 /// One socket, and who may be at its other end.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Door {
     /// Root and the agent's own user; no values.
     Operator,
@@ -18,6 +20,8 @@ pub enum Door {
     Host,
     /// The pod that the socket was published for, and nobody else.
     Pod(PodDoor),
+    /// All pods of this node.
+    Node(Arc<NodeDoor>),
 }
 
 /// Whose socket it is.
@@ -31,26 +35,51 @@ pub struct PodDoor {
     pub role: Option<VaultRole>,
 }
 
+/// Who connected, as far as the kernel says.
+pub(super) enum Found {
+    /// A caller with an identity.
+    Caller(Identity),
+    /// Somebody in this pod, whom the door has to name.
+    Pod(PodUid, Arc<NodeDoor>),
+}
+
+impl Found {
+    /// Whose budget the connection takes from.
+    pub(super) fn payer(&self) -> Payer {
+        match self {
+            Self::Pod(uid, _) => Payer::Pod(uid.clone()),
+            Self::Caller(identity) => match identity.subject() {
+                Subject::HostUser { uid, .. } => Payer::User(*uid),
+                Subject::Pod(pod) => Payer::Pod(pod.uid.clone()),
+                // Never connects; it would pay as the agent's own user.
+                Subject::Volume(_) => Payer::User(rustix::process::geteuid().as_raw()),
+            },
+        }
+    }
+}
+
 impl Door {
     /// Who connected, by what this node can prove about its processes.
-    pub(super) fn identify(
+    pub(super) fn find(
         &self,
         stream: &UnixStream,
         proof: &NodeProof,
-    ) -> Result<(Identity, Peer), PeerError> {
+    ) -> Result<(Found, Peer), PeerError> {
         let kubelet = proof.kubelet.as_ref();
         if let (Self::Pod(PodDoor { pod, volume, role }), None) = (self, kubelet) {
             let peer = Peer::unplaced(stream)?;
-            return Ok((Identity::on_own_socket(Arc::clone(pod), volume, role.clone()), peer));
+            let identity = Identity::on_own_socket(Arc::clone(pod), volume, role.clone());
+            return Ok((Found::Caller(identity), peer));
         }
         let peer = Peer::of(stream, kubelet)?;
-        let identity = match self {
-            Self::Operator | Self::Host => peer.identify(self.listener())?,
+        let found = match self {
+            Self::Operator | Self::Host => Found::Caller(peer.identify(self.listener())?),
             Self::Pod(PodDoor { pod, volume, role }) => {
-                peer.identify_in_pod(pod, volume, role.clone())?
+                Found::Caller(peer.identify_in_pod(pod, volume, role.clone())?)
             }
+            Self::Node(door) => Found::Pod(peer.pod()?.clone(), Arc::clone(door)),
         };
-        Ok((identity, peer))
+        Ok((found, peer))
     }
 
     /// Its kind, as policy, the audit log and metrics know it.
@@ -59,6 +88,7 @@ impl Door {
             Self::Operator => Listener::Operator,
             Self::Host => Listener::Host,
             Self::Pod(_) => Listener::PodSocket,
+            Self::Node(_) => Listener::Node,
         }
     }
 }

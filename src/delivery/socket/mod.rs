@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`bind`] | a socket file with the right owner and mode, in place by one rename |
 //! | [`door`] | which kind of socket it is, and whom that lets in |
+//! | [`node_door`], [`introduction`] | who a caller in any pod is, by its first request |
 //! | [`transport`], [`admission`], [`activity`] | connections, caps and budgets, patience |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
@@ -37,9 +38,11 @@ mod decisions;
 mod directory;
 pub mod door;
 mod gate;
+mod introduction;
 mod leases;
 mod local;
 pub mod metrics;
+mod node_door;
 pub mod request;
 mod routes;
 mod secrets;
@@ -52,6 +55,7 @@ pub use bind::{BindError, BoundSocket, Ownership, Place};
 use decisions::Decisions;
 pub use directory::SourceDirectory;
 pub use door::{Door, PodDoor};
+pub use node_door::{NodeDoor, ProofToken};
 pub use request::Refusal;
 
 /// Operators keep a way in when the host socket is full.
@@ -67,6 +71,8 @@ pub struct SocketConfig {
     pub operator: OperatorSocket,
     /// Secrets for users of this host.
     pub host: HostSocket,
+    /// Secrets for all pods of this node, if they are to have one socket.
+    pub node: Option<NodeSocket>,
     /// Metrics and health over TCP, if anybody wants them there.
     pub metrics: Option<SocketAddr>,
 }
@@ -89,6 +95,17 @@ pub struct HostSocket {
     pub mode: u32,
     /// The socket's group, if not the agent's own.
     pub gid: Option<u32>,
+}
+
+/// The node's socket for its pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSocket {
+    /// An absolute path, in a directory of its own that pods mount.
+    pub path: PathBuf,
+    /// The audience of the tokens that prove its callers.
+    pub proof_audience: String,
+    /// When they must show one.
+    pub proof: ProofToken,
 }
 
 /// Caps of the sockets; each has a metric when it is hit.
@@ -147,10 +164,11 @@ pub struct Deps {
     pub metrics: Metrics,
 }
 
-/// Both sockets, in place but not yet answering.
+/// The sockets, in place but not yet answering.
 pub struct Sockets {
     operator: BoundSocket,
     host: Option<BoundSocket>,
+    node: Option<BoundSocket>,
 }
 
 impl Sockets {
@@ -171,20 +189,36 @@ impl Sockets {
                 private: false,
             })
         });
-        Ok(Self { operator, host: host.transpose()? })
+        let node = config.node.as_ref().map(|node| {
+            BoundSocket::bind(&Place {
+                path: node.path.clone(),
+                mode: 0o666,
+                gid: None,
+                private: false,
+            })
+        });
+        Ok(Self { operator, host: host.transpose()?, node: node.transpose()? })
     }
 
-    /// Serves both sockets until the server's intake is closed and the last running reply has been
-    /// sent.
-    pub async fn serve(self, server: Server) {
+    /// Serves the sockets until the server's intake is closed and the last running reply has been
+    /// sent. `node_door` is the node socket's, if there is one.
+    pub async fn serve(self, server: Server, node_door: Option<Arc<NodeDoor>>) {
         let until_intake = CancellationToken::new();
-        let operator = server.run(Door::Operator, self.operator, &until_intake);
-        match self.host.map(|socket| server.run(Door::Host, socket, &until_intake)) {
-            Some(host) => {
-                tokio::join!(operator, host);
+        let serve = async |door: Door, socket: Option<BoundSocket>| {
+            if let Some(socket) = socket {
+                server.run(door, socket, &until_intake).await;
             }
-            None => operator.await,
-        }
+        };
+        let node = async {
+            if let Some(door) = node_door {
+                serve(Door::Node(door), self.node).await;
+            }
+        };
+        tokio::join!(
+            serve(Door::Operator, Some(self.operator)),
+            serve(Door::Host, self.host),
+            node
+        );
     }
 }
 
@@ -226,7 +260,7 @@ impl Server {
         let admission = match door {
             Door::Operator => admission(OPERATOR_CONNECTIONS, self.limits),
             Door::Host => admission(self.limits.connections, self.limits),
-            Door::Pod(_) => Arc::clone(&self.pods),
+            Door::Pod(_) | Door::Node(_) => Arc::clone(&self.pods),
         };
         let transport = transport::Transport {
             admission,
@@ -237,7 +271,7 @@ impl Server {
         };
         let (server, long_polls) = (self.clone(), closed.clone());
         let serving = transport.run(socket, closed.clone(), move |caller| {
-            routes::Connection::service(caller, server.clone(), long_polls.clone())
+            routes::ConnectionService::of(caller, server.clone(), long_polls.clone())
         });
         let mut serving = std::pin::pin!(serving);
         tokio::select! {

@@ -80,6 +80,8 @@ pub enum AgentRoute {
     Refresh,
     /// Read the configuration again now; whether to accept it is in the body.
     Reload,
+    /// Let pods in again that are locked out; which ones is in the body.
+    Unlock,
     /// Wait for the next change after this one.
     Events {
         /// The change already known.
@@ -259,6 +261,7 @@ fn agent(method: &Method, path: &str, query: Option<&str>) -> Result<AgentRoute,
         },
         "refresh" => AgentRoute::Refresh,
         "reload" => AgentRoute::Reload,
+        "unlock" => AgentRoute::Unlock,
         "events" => {
             let since = parameters.take("since").map(|text| text.parse());
             let since = since
@@ -270,7 +273,7 @@ fn agent(method: &Method, path: &str, query: Option<&str>) -> Result<AgentRoute,
     };
     parameters.finish()?;
     let wanted = match route {
-        AgentRoute::Refresh | AgentRoute::Reload => Method::POST,
+        AgentRoute::Refresh | AgentRoute::Reload | AgentRoute::Unlock => Method::POST,
         _ => Method::GET,
     };
     if *method != wanted {

@@ -59,6 +59,7 @@ fn what_official_clients_send_is_understood() {
         ),
         ("POST", "/agent/v1/refresh", Route::Agent(AgentRoute::Refresh)),
         ("POST", "/agent/v1/reload", Route::Agent(AgentRoute::Reload)),
+        ("POST", "/agent/v1/unlock", Route::Agent(AgentRoute::Unlock)),
         ("GET", "/agent/v1/events", Route::Agent(AgentRoute::Events { since: None })),
         ("GET", "/agent/v1/events?since=7", Route::Agent(AgentRoute::Events { since: Some(7) })),
     ];

@@ -15,9 +15,10 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio_util::sync::CancellationToken;
 
+use super::introduction::Introduction;
 use super::request::{self, Refusal, Route};
 use super::secrets::Memos;
-use super::transport::{Answer, Caller};
+use super::transport::{Answer, Caller, LetIn};
 use super::{Decisions, Deps, Limits, Server, answer, local};
 use crate::clock::BootInstant;
 
@@ -32,18 +33,29 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The service of a caller that was let in; `stop` ends its long polls.
-    pub(super) fn service(
-        caller: Caller,
-        server: Server,
-        stop: CancellationToken,
-    ) -> ConnectionService {
+    /// The connection of a caller that was named; `stop` ends its long polls.
+    pub(super) fn new(caller: Caller, server: Server, stop: CancellationToken) -> Arc<Self> {
         let Server { limits, deps, decisions, .. } = server;
         let memos = Mutex::default();
-        ConnectionService(Arc::new(Self { caller, limits, deps, decisions, stop, memos }))
+        Arc::new(Self { caller, limits, deps, decisions, stop, memos })
     }
 
-    async fn answer(self: Arc<Self>, parts: Parts, body: Incoming) -> Answer {
+    /// Answers one request: a hit at once, everything else later.
+    pub(super) fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
+        let now = BootInstant::now();
+        if let Err(wait) = self.caller.admitted.budget().take_request(now) {
+            self.deps.metrics.limited.inc();
+            return Answering::Now(Some(answer::refusal(&over_budget(wait))));
+        }
+        if let Some(answer) = self.hit(&request, now) {
+            return Answering::Now(Some(answer));
+        }
+        let (parts, body) = request.into_parts();
+        Answering::Later(Box::pin(Arc::clone(self).answer(parts, body)))
+    }
+
+    /// Answers one request that is no hit, or may be none.
+    pub(super) async fn answer(self: Arc<Self>, parts: Parts, body: Incoming) -> Answer {
         let route = match request::parse(&parts.method, &parts.uri, &parts.headers) {
             Ok(route) => route,
             Err(refusal) => return self.count("refused", "none", Err(refusal)),
@@ -106,8 +118,25 @@ pub(super) fn over_budget(wait: Duration) -> Refusal {
     Refusal { retry_after, ..Refusal::new(status, "request rate of this caller exceeded") }
 }
 
-/// [`Connection`] as hyper's service.
-pub(super) struct ConnectionService(Arc<Connection>);
+/// A connection as hyper's service.
+pub(super) enum ConnectionService {
+    /// Of a caller that is known.
+    Named(Arc<Connection>),
+    /// Of a caller that its requests have to name.
+    Placed(Arc<Introduction>),
+}
+
+impl ConnectionService {
+    /// The service of a caller that was let in; `stop` ends its long polls.
+    pub(super) fn of(caller: LetIn, server: Server, stop: CancellationToken) -> Self {
+        match caller {
+            LetIn::Named(caller) => Self::Named(Connection::new(caller, server, stop)),
+            LetIn::Placed(placed, door) => {
+                Self::Placed(Arc::new(Introduction::new(placed, door, server, stop)))
+            }
+        }
+    }
+}
 
 impl Service<Request<Incoming>> for ConnectionService {
     type Response = Answer;
@@ -115,17 +144,10 @@ impl Service<Request<Incoming>> for ConnectionService {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let connection = &self.0;
-        let now = BootInstant::now();
-        if let Err(wait) = connection.caller.admitted.budget().take_request(now) {
-            connection.deps.metrics.limited.inc();
-            return Answering::Now(Some(answer::refusal(&over_budget(wait))));
+        match self {
+            Self::Named(connection) => connection.call(request),
+            Self::Placed(introduction) => introduction.call(request),
         }
-        if let Some(answer) = connection.hit(&request, now) {
-            return Answering::Now(Some(answer));
-        }
-        let (parts, body) = request.into_parts();
-        Answering::Later(Box::pin(connection.clone().answer(parts, body)))
     }
 }
 

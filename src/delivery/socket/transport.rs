@@ -22,9 +22,11 @@ use super::Limits;
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
 use super::admission::{Admission, Admitted};
 use super::bind::BoundSocket;
-use super::door::Door;
+use super::door::{Door, Found};
 use super::gate::Gated;
+use super::node_door::NodeDoor;
 use crate::clock::BootInstant;
+use crate::domain::PodUid;
 use crate::identity::Identity;
 use crate::identity::peer::Peer;
 use crate::identity::self_test::NodeProof;
@@ -55,7 +57,34 @@ pub struct Caller {
     /// The process, for liveness.
     pub peer: Arc<Peer>,
     /// Its place and budget.
-    pub admitted: Admitted,
+    pub admitted: Arc<Admitted>,
+}
+
+/// A caller of which the kernel said which pod it is in, and nobody yet which pod that is.
+pub struct Placed {
+    /// The pod's uid.
+    pub pod: PodUid,
+    /// The process, for liveness.
+    pub peer: Arc<Peer>,
+    /// Its place and budget.
+    pub admitted: Arc<Admitted>,
+}
+
+/// Whoever may stay.
+pub enum LetIn {
+    /// A caller that is known.
+    Named(Caller),
+    /// A caller that its requests have to name, to this door.
+    Placed(Placed, Arc<NodeDoor>),
+}
+
+impl LetIn {
+    fn peer(&self) -> &Arc<Peer> {
+        match self {
+            Self::Named(caller) => &caller.peer,
+            Self::Placed(placed, _) => &placed.peer,
+        }
+    }
 }
 
 /// One socket's server.
@@ -77,7 +106,7 @@ impl Transport {
     /// service of one connection. Dropping the future drops the connections.
     pub async fn run<S, F>(self, socket: BoundSocket, stop: CancellationToken, make: F)
     where
-        F: Fn(Caller) -> S + Send + Sync + 'static,
+        F: Fn(LetIn) -> S + Send + Sync + 'static,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible> + Send + 'static,
         S::Future: Send + Unpin,
     {
@@ -123,7 +152,7 @@ impl Transport {
 
     async fn connection<S, F>(&self, stream: UnixStream, make: &F, stop: CancellationToken)
     where
-        F: Fn(Caller) -> S,
+        F: Fn(LetIn) -> S,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
         S::Future: Unpin,
     {
@@ -132,7 +161,7 @@ impl Transport {
                 let labels = [("socket", self.label())];
                 let open = self.metrics.connections.get_or_create(&labels).clone();
                 open.inc();
-                let peer = caller.peer.clone();
+                let peer = Arc::clone(caller.peer());
                 self.serve(stream, &peer, make(caller), stop).await;
                 open.dec();
             }
@@ -145,16 +174,19 @@ impl Transport {
     }
 
     /// Callers without an identity are refused before any user's budget is touched.
-    fn let_in(&self, stream: &UnixStream) -> Result<Caller, (&'static str, &'static str, String)> {
-        let (identity, peer) = self
-            .door
-            .identify(stream, &self.proof)
-            .map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
-        let admitted = self.admission.admit(identity.subject(), BootInstant::now());
+    fn let_in(&self, stream: &UnixStream) -> Result<LetIn, (&'static str, &'static str, String)> {
+        let found = self.door.find(stream, &self.proof);
+        let (found, peer) =
+            found.map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
+        let admitted = self.admission.admit(found.payer(), BootInstant::now());
         let message = "too many connections of this caller";
         let admitted = admitted
             .ok_or_else(|| ("connections_per_user", "429 Too Many Requests", message.to_owned()))?;
-        Ok(Caller { identity, peer: Arc::new(peer), admitted })
+        let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
+        Ok(match found {
+            Found::Caller(identity) => LetIn::Named(Caller { identity, peer, admitted }),
+            Found::Pod(pod, door) => LetIn::Placed(Placed { pod, peer, admitted }, door),
+        })
     }
 
     async fn serve<S>(&self, stream: UnixStream, peer: &Peer, service: S, stop: CancellationToken)

@@ -116,3 +116,16 @@ pub enum TokenRefused {
     #[error("the API server cannot be asked for a TokenReview")]
     Review(#[source] KeysError),
 }
+
+impl TokenRefused {
+    /// Whether somebody made the token up: it names a key of this cluster that did not sign it.
+    /// Everything else happens to honest pods too, whose token is old or meant for somebody else.
+    pub fn is_forgery(&self) -> bool {
+        matches!(self, Self::Signature | Self::KeyOfAnotherType(_))
+    }
+
+    /// Whether the token may yet be good: the cluster could not be asked.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Keys(_) | Self::Review(_) | Self::IssuerUnknown)
+    }
+}

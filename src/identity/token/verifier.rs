@@ -1,5 +1,6 @@
 //! The door of this folder: a token in, the pod it proves out.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::api_server::Connection;
@@ -19,10 +20,11 @@ pub enum Verification {
     TokenReview(ApiServer),
 }
 
-/// Judges tokens. Shared by all who receive any.
+/// Judges tokens. Shared by all who receive any; cheap to clone.
+#[derive(Clone)]
 pub struct Verifier {
     expectations: Expectations,
-    way: Way,
+    way: Arc<Way>,
 }
 
 enum Way {
@@ -39,14 +41,25 @@ impl Verifier {
             }
             Verification::TokenReview(server) => Way::Review(Connection::new(server)),
         };
-        Self { expectations, way }
+        Self { expectations, way: Arc::new(way) }
+    }
+
+    /// The same judge, with the same keys, for tokens meant for somebody else.
+    pub fn for_audience(&self, audience: String) -> Self {
+        let expectations = Expectations { audience, ..self.expectations.clone() };
+        Self { expectations, way: Arc::clone(&self.way) }
+    }
+
+    /// The audience it asks for.
+    pub fn audience(&self) -> &str {
+        &self.expectations.audience
     }
 
     /// Judges one token at `now` of the wall clock. Asks the API server when the key is unknown, at
     /// most once in 30 s for all callers together, and for every TokenReview; each within 5 s.
     /// Dropped, nothing is lost.
     pub async fn verify(&self, token: &Token, now: SystemTime) -> Result<PodClaims, TokenRefused> {
-        let keys = match &self.way {
+        let keys = match &*self.way {
             Way::Review(connection) => {
                 return review::verify(connection, &self.expectations, token, now).await;
             }
@@ -63,7 +76,7 @@ impl Verifier {
 
     /// Keeps keys fresh until dropped; for TokenReview there is nothing to do and it never ends.
     pub async fn keep_fresh(&self) {
-        match &self.way {
+        match &*self.way {
             Way::Keys(keys) => keys.keep_fresh().await,
             Way::Review(_) => std::future::pending().await,
         }
