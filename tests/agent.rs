@@ -2,13 +2,16 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::agent::{Agent, request};
-use support::process::eventually;
+use support::process::{eventually, free_port};
 
 /// Appears in every secret value, so that any leak shows.
 const CANARY: &str = "canary-7f3a9c51d2";
@@ -228,4 +231,114 @@ fn sockets_have_their_modes_and_a_second_agent_does_not_steal_them() {
     agent.stop();
     let socket = agent.host_socket();
     assert!(!socket.exists() && request(&socket, "GET", "/v1/x", None).is_err());
+}
+
+/// A cap as `status` has it.
+fn limit(agent: &Agent, name: &str) -> Value {
+    let limits = agent.status()["limits"].as_array().expect("status has limits").clone();
+    let found = limits.into_iter().find(|limit| limit["name"] == name);
+    found.unwrap_or_else(|| panic!("status has no limit {name}"))
+}
+
+#[test]
+fn a_callers_cap_that_was_reached_is_in_status_and_metrics() {
+    let limits = "[limits]\nconnections_per_user = 8\nrequest_body_bytes = \"1KiB\"\n";
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, limits, GRANTS]);
+    let name = "connections_per_user";
+    assert_eq!(limit(&agent, name), json!({ "name": name, "used": null, "cap": 8, "hits": 0 }));
+    let held: Vec<UnixStream> = (0..8)
+        .map(|_| {
+            let mut stream = UnixStream::connect(agent.host_socket()).expect("a connection");
+            // An answer shows that it has its place.
+            stream.write_all(b"GET /v1/sys/health HTTP/1.1\r\nhost: a\r\n\r\n").expect("sent");
+            assert!(stream.read(&mut [0; 1024]).expect("an answer") > 0);
+            stream
+        })
+        .collect();
+    assert_eq!(agent.read("secret/data/shop/web").status, 429);
+    assert_eq!(limit(&agent, name), json!({ "name": name, "used": null, "cap": 8, "hits": 1 }));
+    // A refused connection may hold its place for a moment, so there are eight or nine.
+    let places = limit(&agent, "connections");
+    assert!(matches!(places["used"].as_u64(), Some(8 | 9)) && places["hits"] == 0, "{places}");
+    let text = agent.operator("GET", "/agent/v1/metrics", None).body;
+    for line in [
+        r#"secrets_broker_limit_cap{limit="connections_per_user"} 8.0"#,
+        r#"secrets_broker_limit_reached{limit="connections_per_user"} 1.0"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+    let table = agent.command(&["status"]).1;
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let row = format!("{name} 8 each hit 1x");
+    assert!(table.lines().any(|line| words(line) == row), "{table}");
+    drop(held);
+
+    let body = json!({ "path": "x".repeat(2000) });
+    let refused = agent.operator("POST", "/agent/v1/refresh", Some(&body));
+    assert_eq!(refused.status, 413);
+    assert_eq!(limit(&agent, "request_body_bytes")["hits"], 1);
+}
+
+/// Everything that can be switched on and has a cap. Nobody answers at the addresses.
+const ALL_PARTS: &str = r#"
+[sockets.metrics]
+enabled = true
+port = {port}
+[csi]
+enabled = true
+node = "node-1"
+kubelet_root = "{dir}/kubelet"
+keys_file = "{dir}/keys.json"
+issuers = ["https://kubernetes.default.svc"]
+mounter_socket = "{dir}/mounter.sock"
+api_server = "https://127.0.0.1:1"
+api_server_ca_file = "{dir}/ca.pem"
+api_server_token_file = "{dir}/token"
+[pods]
+directory = "apiserver"
+"#;
+
+#[test]
+fn the_caps_in_the_documentation_are_those_that_the_agent_shows() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let page = fs::read_to_string(page).expect("the page");
+    let rows = page.lines().skip_while(|line| !line.starts_with("| `limit` |")).skip(2);
+    // Its name, and whether everybody shares it.
+    let documented: BTreeSet<(String, bool)> = rows
+        .take_while(|line| line.starts_with('|'))
+        .map(|row| {
+            let mut cells = row.split('|').skip(1).map(str::trim);
+            let name = cells.next().expect("a name").trim_matches('`').to_owned();
+            (name, cells.next().expect("whose it is") == "all")
+        })
+        .collect();
+    assert!(documented.len() > 20, "{documented:?}");
+
+    let dir = playground();
+    fs::write(dir.path().join("keys.json"), r#"{"keys":[]}"#).expect("the cluster's keys");
+    let parts = ALL_PARTS.replace("{port}", &free_port().to_string());
+    let agent = start(dir.path(), &[CONFIG, &parts, GRANTS]);
+    let shown = || -> BTreeSet<(String, bool)> {
+        let limits = agent.status()["limits"].as_array().expect("status has limits").clone();
+        let row = |limit: &Value| {
+            let name = limit["name"].as_str().expect("a name").to_owned();
+            (name, limit["used"].is_u64())
+        };
+        limits.iter().map(row).collect()
+    };
+    eventually(Duration::from_secs(10), "the parts that start last show theirs", || {
+        let shown = shown();
+        ["metrics_connections", "volume_bytes_total"]
+            .iter()
+            .all(|name| shown.contains(&((*name).to_owned(), true)))
+    });
+    assert_eq!(shown(), documented);
+    let text = agent.operator("GET", "/agent/v1/metrics", None).body;
+    for (metric, shared_only) in [("used", true), ("cap", false), ("reached", false)] {
+        for (name, shared) in &documented {
+            let series = format!("secrets_broker_limit_{metric}{{limit=\"{name}\"}} ");
+            assert_eq!(text.contains(&series), *shared || !shared_only, "{series}");
+        }
+    }
 }

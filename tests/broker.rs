@@ -8,6 +8,7 @@ use secrets_broker::broker::Freshness;
 use secrets_broker::broker::event::{Answer, Event, LocalOperation, WaiterId};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::source::ErrorClass;
+use secrets_broker::telemetry::Limit;
 use std::time::Duration;
 use world::{World, seconds};
 
@@ -365,6 +366,8 @@ fn a_full_cache_evicts_idle_kv_and_then_refuses() {
     }
     let refused = world.read("secret/data/e", 1);
     assert!(matches!(world.answers[&refused], Answer::Refused(_)));
+    let limits = world.state.report(world.now, &|_| String::new()).limits;
+    assert!(limits.contains(&Limit::shared("entries", 3, 3, 1)), "{limits:?}");
 }
 
 #[test]

@@ -6,8 +6,11 @@ mod world;
 
 use std::time::Duration;
 
+use secrets_broker::broker::ReadError;
 use secrets_broker::broker::event::{Answer, Event, LocalOperation, WaiterId};
+use secrets_broker::broker::settings::Settings;
 use secrets_broker::domain::{ConsumerId, LoginIdentity};
+use secrets_broker::telemetry::Limit;
 use world::{World, seconds};
 
 const CREDS: &str = "database/creds/shop";
@@ -57,4 +60,59 @@ fn a_workloads_refresh_leaves_the_breaker_that_protects_the_others() {
     let secret = world::want(KV, 1).secret;
     world.step(Event::Refresh { waiter: WaiterId(2_000_000), secret, login });
     assert_eq!(next(&world), before);
+}
+
+#[test]
+fn at_the_cap_of_local_leases_nothing_is_minted_and_those_who_hold_one_keep_it() {
+    let mut settings = Settings::default();
+    settings.limits.local_leases = 2;
+    let mut world = World::with(settings, 1);
+    let [first, _second] = [1, 2].map(|consumer| world.read(CREDS, consumer));
+    world.advance(seconds(1));
+    let full = world.read(CREDS, 3);
+    let cap = "limits.local_leases";
+    assert_eq!(world.answers[&full], Answer::Refused(ReadError::Full { limit: cap }));
+    world.advance(seconds(1));
+    assert_eq!((world.count("mint"), world.vault.leases.len()), (2, 2));
+    let limits = world.state.report(world.now, &|_| String::new()).limits;
+    assert!(limits.contains(&Limit::shared("local_leases", 2, 2, 1)), "{limits:?}");
+    // Its holder reads on, and what it gives back is there for the next one.
+    let again = world.read(CREDS, 1);
+    let local = world.local_of(first);
+    assert_eq!(world.local_of(again), local);
+    world.local(1, local, LocalOperation::Revoke);
+    let third = world.read(CREDS, 3);
+    world.advance(seconds(1));
+    world.local_of(third);
+}
+
+#[test]
+fn a_credential_that_comes_when_the_cap_of_local_leases_is_reached_ends_at_once() {
+    let mut settings = Settings::default();
+    settings.limits.local_leases = 1;
+    let mut world = World::with(settings, 1);
+    let waiters = [1, 2].map(|consumer| world.read(CREDS, consumer));
+    world.advance(seconds(2));
+    let told = waiters.map(|waiter| matches!(world.answers[&waiter], Answer::Value { .. }));
+    assert_eq!(told, [true, false]);
+    assert_eq!((world.count("mint"), world.vault.leases.len()), (2, 1));
+}
+
+#[test]
+fn calls_that_wait_are_counted_for_the_cap_they_wait_for() {
+    let mut settings = Settings::default();
+    settings.limits.upstream_in_flight = 2;
+    settings.limits.upstream_per_second = 1000;
+    let mut world = World::with(settings, 1);
+    let hits = |world: &World| {
+        let limits = world.state.report(world.now, &|_| String::new()).limits;
+        let of = |name| limits.iter().find(|limit: &&Limit| limit.name == name).unwrap().hits;
+        (of("upstream_in_flight") > 0, of("upstream_per_second") > 0)
+    };
+    assert_eq!(hits(&world), (false, false));
+    for path in ["secret/data/a", "secret/data/b", "secret/data/c"] {
+        world.read(path, 1);
+    }
+    world.advance(seconds(2));
+    assert_eq!(hits(&world), (true, false));
 }

@@ -1,4 +1,5 @@
-//! The broker's task around its core: what a stop does to those who hold subscriptions.
+//! The broker's task around its core: what a stop does to those who hold subscriptions, and its
+//! caps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,9 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use secrets_broker::audit::{Audit, AuditConfig, Output};
+use futures_util::FutureExt;
+use secrets_broker::audit::{Audit, AuditConfig, AuditWriter, Output};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::task::BrokerTask;
+use secrets_broker::broker::{Broker, ReadError};
 use secrets_broker::clock::BootInstant;
 use secrets_broker::domain::{
     EngineKind, LeaseId, LoginIdentity, Mount, PathKind, SecretBytes, SecretPath, SecretRef, Token,
@@ -21,6 +24,7 @@ use secrets_broker::source::{
     ConfiguredMount, Fetched, LeaseTerms, Login, SharedSource, Source, SourceDescription,
     SourceError, TokenGrant, TokenKind,
 };
+use secrets_broker::telemetry::{Limit, Metrics};
 use tokio_util::sync::CancellationToken;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -122,15 +126,21 @@ fn authorized() -> Authorized {
     policy.authorize(&volume, &secret, BootInstant::now()).unwrap()
 }
 
-/// Subscribes, waits for the credential, then drops the subscription, before or while it stops.
-async fn ended_sessions(stops: bool) -> usize {
+/// A broker before the database. It needs its audit log's writer to be there.
+fn broker(settings: Settings, database: Arc<Database>) -> (Broker, BrokerTask, AuditWriter) {
     let dir = tempfile::tempdir().unwrap();
     let output = Output::File(dir.path().join("audit.log"));
-    let (audit, _writer) = Audit::open(AuditConfig { output, ..AuditConfig::default() }).unwrap();
-    let database = Arc::new(Database::default());
-    let source: SharedSource = database.clone();
+    let (audit, writer) = Audit::open(AuditConfig { output, ..AuditConfig::default() }).unwrap();
+    let source: SharedSource = database;
     let sources = BTreeMap::from([("vault".parse().unwrap(), source)]);
-    let (broker, task) = BrokerTask::new(Settings::default(), sources, audit).unwrap();
+    let (broker, task) = BrokerTask::new(settings, sources, audit).unwrap();
+    (broker, task, writer)
+}
+
+/// Subscribes, waits for the credential, then drops the subscription, before or while it stops.
+async fn ended_sessions(stops: bool) -> usize {
+    let database = Arc::new(Database::default());
+    let (broker, task, _writer) = broker(Settings::default(), database.clone());
     let work = CancellationToken::new();
     let running = tokio::spawn(task.run(work.clone()));
 
@@ -162,4 +172,41 @@ async fn a_stop_drops_subscriptions_and_ends_no_session() {
     for round in 0..40 {
         assert_eq!(ended_sessions(true).await, 0, "round {round}");
     }
+}
+
+fn limit(metrics: &Metrics, name: &str) -> Limit {
+    metrics.limits().into_iter().find(|limit| limit.name == name).unwrap()
+}
+
+#[tokio::test]
+async fn a_full_queue_is_an_answer_and_counted() {
+    let (broker, _task, _writer) = broker(Settings::default(), Arc::default());
+    let metrics = Metrics::new();
+    broker.watch_limits(&metrics);
+    // The task does not run, so what was asked waits although nobody waits for the answer.
+    for _ in 0..1024 {
+        assert!(broker.report().now_or_never().is_none(), "answered without a task");
+    }
+    assert_eq!(limit(&metrics, "broker_queue"), Limit::shared("broker_queue", 1024, 1024, 0));
+    assert!(matches!(broker.report().now_or_never(), Some(Err(ReadError::Busy))));
+    assert_eq!(limit(&metrics, "broker_queue"), Limit::shared("broker_queue", 1024, 1024, 1));
+}
+
+#[tokio::test]
+async fn a_value_that_is_too_long_is_refused_and_counted() {
+    let mut settings = Settings::default();
+    settings.limits.value_bytes = 4;
+    let (broker, task, _writer) = broker(settings, Arc::default());
+    let metrics = Metrics::new();
+    broker.watch_limits(&metrics);
+    let work = CancellationToken::new();
+    let running = tokio::spawn(task.run(work.clone()));
+    let mut subscription = broker.subscribe(authorized()).await.unwrap();
+    let told = subscription.updates().wait_for(|update| update.problem.is_some()).await.unwrap();
+    let message = told.problem.as_ref().unwrap().message.clone();
+    drop(told);
+    assert!(message.contains("limits.value_bytes = 4"), "{message}");
+    assert_eq!(limit(&metrics, "value_bytes"), Limit::each("value_bytes", 4, 1));
+    work.cancel();
+    running.await.unwrap().unwrap();
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use secrets_broker::broker::report::{
-    LeaseReport, LimitReport, Report, SecretReport, SessionReport, SourceReport,
+    LeaseReport, Report, SecretReport, SessionReport, SourceReport,
 };
 use secrets_broker::clock::BootInstant;
 use secrets_broker::config::{Config, ConfigError, Host, SourceConfig, cases};
@@ -16,7 +16,7 @@ use secrets_broker::identity::pods::{DirectoryMode, DirectoryState};
 use secrets_broker::policy::CompiledPolicy;
 use secrets_broker::source::local::{LocalConfig, LocalSource};
 use secrets_broker::status::VolumeStatus;
-use secrets_broker::telemetry::Metrics;
+use secrets_broker::telemetry::{Limit, Metrics};
 
 /// A page with its path below the checkout.
 struct Page {
@@ -103,6 +103,19 @@ fn alerts_and_dashboard_ask_for_metrics_that_exist() {
     }
 }
 
+#[test]
+fn the_warning_about_limits_is_not_for_those_that_each_caller_has_for_itself() {
+    let alerts = read("deploy/chart/files/alerts.yaml");
+    let rule = |name: &str| {
+        let found = alerts.split("- alert: ").find(|rule| rule.starts_with(&format!("{name}\n")));
+        found.unwrap_or_else(|| panic!("no alert {name}")).to_owned()
+    };
+    // Only what everybody shares has a "used".
+    assert!(rule("SecretsBrokerLimitReached").contains("and secrets_broker_limit_used"));
+    let own = rule("SecretsBrokerOwnLimitReached");
+    assert!(own.contains("unless secrets_broker_limit_used") && own.contains("severity: info"));
+}
+
 /// The names of everything a scrape shows.
 fn exposed() -> BTreeSet<String> {
     let text = scrape();
@@ -149,7 +162,7 @@ fn scrape() -> String {
             last_error: None,
         }],
         secrets: vec![leased(source, now)],
-        limits: vec![LimitReport { name: "entries", used: 1, cap: 2, hits: 0 }],
+        limits: vec![Limit::shared("entries", 1, 2, 0)],
         ..Report::default()
     };
     let volume = VolumeStatus {

@@ -11,13 +11,14 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use secrets_broker::delivery::socket::admission::Admission;
-use secrets_broker::delivery::socket::transport::{Answer, Caller, Transport};
+use secrets_broker::delivery::socket::caps::Caps;
+use secrets_broker::delivery::socket::transport::{Answer, LetIn, Transport};
 use secrets_broker::delivery::socket::{
     BindError, BoundSocket, Door, Limits, Ownership, Place, client,
 };
 use secrets_broker::identity::Subject;
 use secrets_broker::identity::self_test::NodeProof;
-use secrets_broker::telemetry::Metrics;
+use secrets_broker::telemetry::{Limit, Metrics};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -57,14 +58,16 @@ fn serve(limits: Limits) -> Server {
     let path = directory.path().join("broker.sock");
     let socket = BoundSocket::bind(&place(&path)).unwrap();
     let (metrics, stop) = (Metrics::new(), CancellationToken::new());
+    let caps = Caps::new(limits, &metrics);
     let transport = Transport {
         door: Door::Host,
         proof: Arc::new(NodeProof::not_asked()),
-        admission: Arc::new(Admission::new(limits.connections, limits)),
-        limits,
+        admission: Admission::new("connections", limits.connections, &caps, &metrics),
+        caps,
         metrics: metrics.clone(),
     };
-    let run = transport.run(socket, stop.clone(), |caller: Caller| {
+    let run = transport.run(socket, stop.clone(), |caller: LetIn| {
+        let LetIn::Named(caller) = caller else { panic!("no caller") };
         let Subject::HostUser { uid, .. } = *caller.identity.subject() else { panic!("no user") };
         service_fn(move |request| {
             // The caller's place is held as long as the connection's service lives.
@@ -89,6 +92,10 @@ impl Server {
     fn refused(&self, reason: &'static str) -> u64 {
         let labels = [("socket", "host"), ("reason", reason)];
         self.metrics.refused.get_or_create(&labels).get()
+    }
+
+    fn limit(&self, name: &str) -> Limit {
+        self.metrics.limits().into_iter().find(|limit| limit.name == name).unwrap()
     }
 }
 
@@ -291,6 +298,14 @@ async fn huge_and_malformed_requests_end_with_4xx_and_a_closed_connection() {
         assert!(answer.starts_with(expected), "{start:?}: {answer:?}");
     }
     server.is_serving().await;
+    // The reply comes before the connection's end, which counts.
+    let counted = async {
+        while server.limit("request_header_bytes").hits < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("long heads are not counted");
+    assert_eq!(server.limit("request_header_bytes"), Limit::each("request_header_bytes", 8192, 3));
 }
 
 #[tokio::test]
@@ -308,6 +323,8 @@ async fn one_users_connections_are_capped_and_freed() {
     assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
     assert!(answer.contains(r#"{"errors":["too many connections of this caller"]}"#), "{answer}");
     assert_eq!(server.refused("connections_per_user"), 1);
+    let reached = Limit::each("connections_per_user", 2, 1);
+    assert_eq!(server.limit("connections_per_user"), reached);
 
     drop(open);
     let freed = async {
@@ -327,6 +344,7 @@ async fn all_connections_together_are_capped() {
     let answer = read_to_end(&mut server.connect().await).await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert_eq!(server.refused("connections"), 1);
+    assert_eq!(server.limit("connections"), Limit::shared("connections", 1, 1, 1));
 }
 
 /// What the child of the next test does: connects, hands its connection on, and exits.

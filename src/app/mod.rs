@@ -75,6 +75,9 @@ impl App {
         let shared = sources.shared();
         let broker = broker(config.broker, &shared, &audit, &stages, &mut supervisor)?;
         let (board, metrics) = (VolumeBoard::default(), Metrics::new());
+        audit.watch_limits(&metrics);
+        directory.watch_limits(&metrics);
+        broker.watch_limits(&metrics);
         let names = config.volumes.iter().map(|volume| volume.config.name.clone());
         let volume_names: Vec<VolumeName> = names.collect();
         let reloading = reload::Deps {
@@ -98,6 +101,7 @@ impl App {
             local: sources.local(),
             directory,
             node_door: node_door.clone(),
+            metrics: metrics.clone(),
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
             started_at,

@@ -22,6 +22,7 @@ use crate::identity::{Identity, ProofStrength};
 use crate::policy::{Policy, Who};
 use crate::source::local::LocalSource;
 use crate::status::{Access, ExplainView, Facts, StatusView, VolumeBoard, VolumeStatus};
+use crate::telemetry::Metrics;
 
 /// Everything status is made of.
 pub(super) struct Operators {
@@ -33,6 +34,7 @@ pub(super) struct Operators {
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
     pub directory: PodDirectory,
     pub node_door: Option<Arc<NodeDoor>>,
+    pub metrics: Metrics,
     pub default_source: SourceName,
     pub volumes: Vec<VolumeName>,
     pub started_at: BootInstant,
@@ -114,7 +116,10 @@ impl OperatorApi for Operators {
 impl Operators {
     async fn seen_by(&self, viewer: &Viewer) -> Result<(Report, Vec<VolumeStatus>), Refusal> {
         let mut report = self.broker.report().await.map_err(busy)?;
-        let Viewer::Caller(identity) = viewer else { return Ok((report, self.board.all())) };
+        let Viewer::Caller(identity) = viewer else {
+            report.limits.extend(self.metrics.limits());
+            return Ok((report, self.board.all()));
+        };
         let consumer = identity.consumer().clone();
         report.sessions.clear();
         report.limits.clear();

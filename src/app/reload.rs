@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::policy::{CompiledPolicy, Denied, Policy, PolicyConfig};
 use crate::service_manager::ServiceManager;
 use crate::status::{ReloadOutcome, ReloadView, VolumeBoard};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Hits, Metrics};
 use crate::watch::FileWatcher;
 
 /// Operators that may wait for a reload at once.
@@ -47,14 +47,27 @@ struct Request {
 
 /// Asks the task that reloads.
 #[derive(Clone)]
-pub(super) struct ReloadHandle(mpsc::Sender<Request>);
+pub(super) struct ReloadHandle {
+    requests: mpsc::Sender<Request>,
+    refused: Hits,
+}
 
 impl ReloadHandle {
+    /// Has the queue shown in status and metrics; call once per process.
+    fn watched(requests: mpsc::Sender<Request>, metrics: &Metrics) -> Self {
+        let refused = Hits::default();
+        metrics.watch_queue("reload_queue", &requests, &refused);
+        Self { requests, refused }
+    }
+
     /// Has the file read now; `accept` puts its policy in force whatever it takes away. `None` if
     /// the agent is stopping or others wait already.
     pub(super) async fn reload(&self, accept: bool) -> Option<ReloadView> {
         let (reply, answer) = oneshot::channel();
-        self.0.try_send(Request { accept, reply }).ok()?;
+        if let Err(error) = self.requests.try_send(Request { accept, reply }) {
+            self.refused.count_full(&error);
+            return None;
+        }
         answer.await.ok()
     }
 }
@@ -100,7 +113,8 @@ impl Reloader {
     ) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let state = ReloadState { problem: None, held: None, note: None, policy };
-        let (state, handle) = (Arc::new(Mutex::new(state)), ReloadHandle(sender));
+        let handle = ReloadHandle::watched(sender, &deps.metrics);
+        let state = Arc::new(Mutex::new(state));
         Self { file, deps, running, state, requests, handle }
     }
 
@@ -262,9 +276,12 @@ mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
+    use futures_util::FutureExt;
+
     use crate::domain::{Pod, ServiceAccount};
     use crate::identity::ProofStrength;
     use crate::policy::{Effect, GrantConfig, GrantLogin, Share, Who};
+    use crate::telemetry::Limit;
 
     fn compiled(login: Option<GrantLogin>) -> CompiledPolicy {
         let grant = |login| GrantConfig {
@@ -282,6 +299,19 @@ mod tests {
         let own_identity = BTreeSet::from(["vault".parse().unwrap()]);
         let config = PolicyConfig { grants, own_identity, ..PolicyConfig::default() };
         CompiledPolicy::compile(&config).ok().unwrap()
+    }
+
+    #[tokio::test]
+    async fn operators_beyond_the_queue_are_refused_and_counted() {
+        let (sender, _requests) = mpsc::channel(REQUESTS_MAX);
+        let metrics = Metrics::new();
+        let handle = ReloadHandle::watched(sender, &metrics);
+        for _ in 0..REQUESTS_MAX {
+            assert!(handle.reload(false).now_or_never().is_none(), "nobody reloads");
+        }
+        assert!(handle.reload(true).now_or_never().is_some_and(|view| view.is_none()));
+        let full = Limit::shared("reload_queue", REQUESTS_MAX, REQUESTS_MAX, 1);
+        assert_eq!(metrics.limits(), [full]);
     }
 
     #[test]

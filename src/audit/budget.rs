@@ -15,11 +15,12 @@ use super::line::LeftOut;
 use crate::clock::BootInstant;
 use crate::domain::ConsumerId;
 use crate::identity::Identity;
+use crate::telemetry::Hits;
 
 /// The time for which lines are counted, and after which what was left out is written.
 pub(super) const WINDOW: Duration = Duration::from_secs(1);
 /// Callers with a budget of their own; further ones share one.
-const CALLERS_MAX: usize = 4096;
+pub(super) const CALLERS_MAX: usize = 4096;
 
 /// What becomes of a record.
 pub(super) enum Admission {
@@ -36,7 +37,8 @@ pub(super) struct Place(Arc<AtomicUsize>);
 
 /// All callers' budgets.
 pub(super) struct Budgets {
-    lines_per_window: u32,
+    pub(super) lines_per_window: u32,
+    pub(super) reached: Reached,
     /// Every read is to have a line: reads are not counted together.
     per_read: bool,
     hasher: RandomState,
@@ -44,6 +46,17 @@ pub(super) struct Budgets {
     callers: Mutex<HashMap<Option<ConsumerId>, Caller>>,
     /// Something was left out, so a summary is due after [`WINDOW`].
     pub(super) left_out: Notify,
+}
+
+/// How often each cap kept a record from having a line of its own.
+#[derive(Default)]
+pub(super) struct Reached {
+    pub(super) lines: Hits,
+    /// A caller's share of the queue.
+    pub(super) share: Hits,
+    /// The whole queue.
+    pub(super) queue: Hits,
+    pub(super) callers: Hits,
 }
 
 /// One caller.
@@ -73,6 +86,7 @@ impl Budgets {
     pub(super) fn new(lines_per_window: u32, per_read: bool) -> Self {
         Self {
             lines_per_window,
+            reached: Reached::default(),
             per_read,
             hasher: RandomState::new(),
             callers: Mutex::default(),
@@ -90,12 +104,19 @@ impl Budgets {
     ) -> Option<Admission> {
         let (identity, kind) = self.kind_of(event)?;
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        let caller = find(&mut callers, identity.consumer().clone(), now);
+        let caller = find(&mut callers, identity.consumer().clone(), now, &self.reached.callers);
         let admission = caller.admit(kind, free, self.lines_per_window, now);
         if !matches!(admission, Admission::Line(_)) {
             self.left_out.notify_one();
+            let over = !matches!(kind, Kind::Read) && caller.lines >= self.lines_per_window;
+            self.reached.count(over, free);
         }
         Some(admission)
+    }
+
+    /// Callers with a budget of their own.
+    pub(super) fn callers(&self) -> usize {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Takes what was left out since the last time, by caller.
@@ -129,17 +150,30 @@ impl Budgets {
     }
 }
 
+impl Reached {
+    /// A caller's own cap is its own matter, whatever else was short.
+    fn count(&self, over_lines: bool, free: usize) {
+        match (over_lines, free) {
+            (true, _) => self.lines.count(),
+            (false, 0) => self.queue.count(),
+            (false, _) => self.share.count(),
+        }
+    }
+}
+
 /// The caller's entry. At the bound, callers that nothing is known about any more make room.
-fn find(
-    callers: &mut HashMap<Option<ConsumerId>, Caller>,
+fn find<'c>(
+    callers: &'c mut HashMap<Option<ConsumerId>, Caller>,
     id: ConsumerId,
     now: BootInstant,
-) -> &mut Caller {
+    at_the_bound: &Hits,
+) -> &'c mut Caller {
     let mut id = Some(id);
     if callers.len() >= CALLERS_MAX && !callers.contains_key(&id) {
         callers.retain(|_, caller| !caller.is_idle(now));
         if callers.len() >= CALLERS_MAX {
             id = None;
+            at_the_bound.count();
         }
     }
     match callers.entry(id) {
@@ -235,14 +269,17 @@ mod tests {
 
     #[test]
     fn idle_callers_make_room_and_the_rest_share_one_budget() {
-        let mut callers = HashMap::new();
+        let (mut callers, shared) = (HashMap::new(), Hits::default());
         for uid in 0..u32::try_from(CALLERS_MAX).unwrap() {
-            find(&mut callers, ConsumerId::host_user(uid), at(0)).window_began = at(0);
+            find(&mut callers, ConsumerId::host_user(uid), at(0), &shared).window_began = at(0);
         }
         let late = ConsumerId::host_user(u32::MAX);
-        find(&mut callers, late.clone(), at(0)).window_began = at(0);
+        assert_eq!(shared.total(), 0);
+        find(&mut callers, late.clone(), at(0), &shared).window_began = at(0);
+        assert_eq!(shared.total(), 1);
         assert!(callers.contains_key(&None) && !callers.contains_key(&Some(late.clone())));
-        find(&mut callers, late.clone(), at(1000));
+        find(&mut callers, late.clone(), at(1000), &shared);
+        assert_eq!(shared.total(), 1);
         assert_eq!(callers.keys().collect::<Vec<_>>(), [&Some(late)]);
     }
 }

@@ -27,6 +27,7 @@ use budget::{Admission, Budgets, Place};
 mod anchor;
 mod budget;
 mod chain;
+mod limits;
 mod line;
 mod sink;
 #[cfg(test)]
@@ -266,7 +267,8 @@ impl Audit {
             Some(Admission::Refused) => return Err(NotRecorded::OverBudget),
         };
         let record = Record { at: Timestamp::now(), event, _place: place };
-        if self.queue.try_send(record).is_err() {
+        if let Err(error) = self.queue.try_send(record) {
+            self.shared.budgets.reached.queue.count_full(&error);
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
             return Err(NotRecorded::Down);
         }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Reached;
 use super::sink::Sink;
 use super::*;
 use crate::identity::{Listener, ProofStrength};
+use crate::telemetry::{Hits, Metrics};
 
 fn event(message: &str) -> AuditEvent {
     AuditEvent::Lifecycle { message: message.to_owned() }
@@ -297,4 +299,45 @@ async fn what_would_be_counted_is_refused_while_the_log_is_down() {
     assert_eq!(audit.record(decision(1, true, 1)), Ok(()));
     drain(writer).await.unwrap();
     assert_eq!(audit.record(decision(1, true, 1)), Err(NotRecorded::Down));
+}
+
+#[test]
+fn each_cap_counts_what_it_kept_from_having_a_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Output::File(directory.path().join("audit.jsonl"));
+    let config = AuditConfig { output, lines_per_second_per_caller: 800, ..AuditConfig::default() };
+    // Nothing is written: the writer does not run.
+    let (audit, _writer) = Audit::open(config).unwrap();
+    let metrics = Metrics::new();
+    audit.watch_limits(&metrics);
+    let shown = |name: &str| {
+        let limits = metrics.limits();
+        let limit = limits.iter().find(|limit| limit.name == name).unwrap();
+        (limit.used, limit.hits)
+    };
+    let half = QUEUE_RECORDS_MAX / 2;
+    for number in 0..half + 3 {
+        audit.record(decision(1, false, number)).unwrap();
+    }
+    assert_eq!(shown("audit_queue"), (Some(half as u64), 0));
+    assert_eq!(shown("audit_queue_per_caller"), (None, 3));
+    for _ in 0..half {
+        audit.record(event("ours")).unwrap();
+    }
+    assert_eq!(audit.record(event("no room")), Err(NotRecorded::Down));
+    assert_eq!(audit.record(decision(2, true, 1)), Err(NotRecorded::Down));
+    assert_eq!(shown("audit_queue"), (Some(QUEUE_RECORDS_MAX as u64), 2));
+    assert_eq!(shown("audit_callers"), (Some(2), 0));
+    assert_eq!(shown("audit_lines_per_second_per_caller"), (None, 0));
+}
+
+#[test]
+fn a_caller_over_its_lines_is_counted_for_its_own_cap() {
+    let budgets = Budgets::new(1, false);
+    let now = BootInstant::from_nanos(1_000_000_000_000);
+    for free in [100, 100, 100, 0] {
+        budgets.admit(&decision(1, false, 1), free, now);
+    }
+    let Reached { lines, share, queue, callers } = &budgets.reached;
+    assert_eq!([lines, share, queue, callers].map(Hits::total), [3, 0, 0, 0]);
 }

@@ -28,8 +28,10 @@ pub struct Budget {
     interval: Duration,
     burst: Duration,
     spent_until: BootInstant,
-    /// How often a call had to wait.
-    pub waits: u64,
+    /// How often a call had to wait for another to return.
+    pub slot_waits: u64,
+    /// How often a call had to wait for its turn.
+    pub rate_waits: u64,
 }
 
 impl Budget {
@@ -42,7 +44,8 @@ impl Budget {
             interval: Duration::from_secs(1) / per_second,
             burst: Duration::from_secs(1),
             spent_until: BootInstant::from_nanos(0),
-            waits: 0,
+            slot_waits: 0,
+            rate_waits: 0,
         }
     }
 
@@ -50,13 +53,13 @@ impl Budget {
     pub fn take(&mut self, now: BootInstant, urgency: Urgency) -> Result<(), Option<BootInstant>> {
         let kept = usize::from(urgency == Urgency::Ordinary);
         if self.in_flight + kept >= self.in_flight_max {
-            self.waits += 1;
+            self.slot_waits += 1;
             return Err(None);
         }
         let spent = self.spent_until.max(now - self.burst) + self.interval;
         // A renewal must not wait behind a herd of ordinary reads: it may overdraw the bucket.
         if spent > now && urgency == Urgency::Ordinary {
-            self.waits += 1;
+            self.rate_waits += 1;
             return Err(Some(spent));
         }
         self.spent_until = spent;
@@ -67,6 +70,14 @@ impl Budget {
     /// Gives a slot back.
     pub fn give_back(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// Calls of the last second's worth; renewals may make it more than the rate.
+    pub fn spent(&self, now: BootInstant) -> usize {
+        let spent = self.spent_until.since(now - self.burst).as_nanos();
+        // A rate beyond one call a nanosecond is none.
+        let calls = spent.checked_div(self.interval.as_nanos()).unwrap_or_default();
+        usize::try_from(calls).unwrap_or(usize::MAX)
     }
 
     /// Calls running now.
@@ -169,6 +180,7 @@ mod tests {
         assert_eq!(budget.take(now, Urgency::Ordinary), Err(None));
         assert!(budget.take(now, Urgency::Renewal).is_ok());
         assert_eq!(budget.take(now, Urgency::Renewal), Err(None));
+        assert_eq!((budget.slot_waits, budget.rate_waits), (2, 0));
         budget.give_back();
         assert!(budget.take(now, Urgency::Renewal).is_ok());
     }
@@ -177,11 +189,13 @@ mod tests {
     fn the_bucket_holds_one_second_and_refills_evenly() {
         let mut budget = budget(1000, 10);
         let now = BootInstant::from_nanos(10_000_000_000);
-        for _ in 0..10 {
+        for spent in 0..10 {
+            assert_eq!(budget.spent(now), spent);
             assert!(budget.take(now, Urgency::Ordinary).is_ok());
         }
         let retry = budget.take(now, Urgency::Ordinary).unwrap_err().unwrap();
         assert_eq!(retry, now + Duration::from_millis(100));
+        assert_eq!((budget.slot_waits, budget.rate_waits), (0, 1));
         assert!(budget.take(now, Urgency::Renewal).is_ok());
         assert!(budget.take(now + Duration::from_millis(200), Urgency::Ordinary).is_ok());
     }

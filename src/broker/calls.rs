@@ -12,6 +12,7 @@ use crate::domain::{LeaseId, LoginIdentity, SecretRef, ServiceAccount, SourceNam
 use crate::source::{
     ErrorClass, Fetched, LeaseTerms, Login, SharedSource, SourceError, TokenGrant,
 };
+use crate::telemetry::Hits;
 
 /// A call that came back.
 pub(super) struct Returned {
@@ -31,6 +32,14 @@ pub(super) enum Raw {
     Ended,
 }
 
+/// The cap on the bytes of one value.
+#[derive(Clone)]
+pub(super) struct ValueCap {
+    pub bytes: usize,
+    /// Values that were longer.
+    pub refused: Hits,
+}
+
 /// A call with everything it needs, taken from the store before it leaves.
 pub(super) struct Outgoing {
     token: Option<Arc<Token>>,
@@ -45,7 +54,7 @@ pub(super) struct Outgoing {
 pub(super) fn keep(
     outcome: Result<Raw, SourceError>,
     store: &mut Store,
-    value_bytes_max: usize,
+    cap: &ValueCap,
 ) -> Result<Done, SourceError> {
     Ok(match outcome? {
         Raw::LoggedIn(login) => Done::LoggedIn {
@@ -55,10 +64,12 @@ pub(super) fn keep(
         },
         Raw::TokenRenewed(terms) => Done::TokenRenewed(terms),
         Raw::Probed(mount) => Done::Probed(mount),
-        Raw::Fetched(fetched) if fetched.data.len() > value_bytes_max => {
+        Raw::Fetched(fetched) if fetched.data.len() > cap.bytes => {
+            cap.refused.count();
             let message = format!(
-                "the secret has {} bytes, more than limits.value_bytes = {value_bytes_max}",
-                fetched.data.len()
+                "the secret has {} bytes, more than limits.value_bytes = {}",
+                fetched.data.len(),
+                cap.bytes
             );
             return Err(SourceError::new(ErrorClass::InvalidRequest, message));
         }

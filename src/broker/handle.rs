@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::calls::ValueCap;
 use super::report::Report;
 use super::request::Request;
 use super::snapshot::{HashedKey, Snapshot};
@@ -22,11 +23,14 @@ use crate::domain::{
 };
 use crate::policy::Authorized;
 use crate::source::{ConfiguredMount, SharedSource};
+use crate::telemetry::{Hits, Metrics};
 
 /// Handle to the broker task. Cheap to clone.
 #[derive(Clone)]
 pub struct Broker {
     pub(super) requests: mpsc::Sender<Request>,
+    pub(super) queue_full: Hits,
+    pub(super) value_cap: ValueCap,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) sources: Arc<BTreeMap<SourceName, SharedSource>>,
     pub(super) audit: Audit,
@@ -203,6 +207,13 @@ impl Broker {
         &self.login_tokens
     }
 
+    /// Has the caps around the task shown in status and metrics, beside those of its report; call
+    /// once per process.
+    pub fn watch_limits(&self, metrics: &Metrics) {
+        metrics.watch_queue("broker_queue", &self.requests, &self.queue_full);
+        metrics.watch_each("value_bytes", self.value_cap.bytes, &self.value_cap.refused);
+    }
+
     /// Bumps with every published change, for the event stream.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
@@ -222,7 +233,10 @@ impl Broker {
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         // A full queue is an answer, not a reason to buffer.
-        self.requests.try_send(request(reply)).ok()?;
+        if let Err(error) = self.requests.try_send(request(reply)) {
+            self.queue_full.count_full(&error);
+            return None;
+        }
         answer.await.ok()
     }
 

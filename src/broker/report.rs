@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::broker::Problem;
 use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, PathKind, SecretRef, SourceName};
+use crate::telemetry::Limit;
 
 /// A consistent picture of the broker at one instant.
 #[derive(Debug, Clone, Default)]
@@ -19,8 +20,10 @@ pub struct Report {
     pub secrets: Vec<SecretReport>,
     /// Running counters.
     pub counters: Counters,
-    /// Bounds and how far they are used.
-    pub limits: Vec<LimitReport>,
+    /// The core's own caps; those of every other part are watched by [`Metrics`].
+    ///
+    /// [`Metrics`]: crate::telemetry::Metrics
+    pub limits: Vec<Limit>,
 }
 
 /// How a source is doing.
@@ -141,17 +144,4 @@ pub struct Counters {
     pub failures: u64,
     /// Entries evicted because they were idle.
     pub evictions: u64,
-}
-
-/// One bound.
-#[derive(Debug, Clone)]
-pub struct LimitReport {
-    /// Its name in `[limits]`.
-    pub name: &'static str,
-    /// How much is used.
-    pub used: usize,
-    /// The cap.
-    pub cap: usize,
-    /// How often it was hit.
-    pub hits: u64,
 }

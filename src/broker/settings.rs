@@ -49,6 +49,8 @@ pub struct Limits {
     pub bytes: usize,
     /// Bytes of one value.
     pub value_bytes: usize,
+    /// Local leases: one for each caller and credential.
+    pub local_leases: usize,
     /// Upstream calls running at once, all sources together.
     pub upstream_in_flight: usize,
     /// Upstream calls per second, all sources together, with a burst of the same size.
@@ -69,6 +71,7 @@ impl Default for Settings {
                 entries: 20_000,
                 bytes: 64 * 1024 * 1024,
                 value_bytes: 1024 * 1024,
+                local_leases: 40_000,
                 upstream_in_flight: 16,
                 upstream_per_second: 100,
             },

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{self, Outgoing, Returned};
+use super::calls::{self, Outgoing, Returned, ValueCap};
 use super::event::{
     Answer, CacheKey, Effect, EntryId, Event, LocalKey, LocalTerms, PublishedTimes, SubscriptionId,
     ValueId, WaiterId, Want,
@@ -27,6 +27,7 @@ use crate::audit::Audit;
 use crate::clock::{BootInstant, BootTimer};
 use crate::domain::{LocalLeaseId, SecretPath, SourceName};
 use crate::source::SharedSource;
+use crate::telemetry::Hits;
 
 /// Requests that may wait for the task. Each waits for an answer, so connections bound this too.
 const REQUESTS_MAX: usize = 1024;
@@ -40,7 +41,7 @@ pub struct BrokerTask {
     snapshot: Arc<Snapshot>,
     sources: Arc<BTreeMap<SourceName, SharedSource>>,
     audit: Audit,
-    value_bytes_max: usize,
+    value_cap: ValueCap,
     requests: mpsc::Receiver<Request>,
     released: Arc<Released>,
     changes: watch::Sender<u64>,
@@ -68,8 +69,12 @@ impl BrokerTask {
         let (changes, watched) = watch::channel(0);
         let (snapshot, sources) = (Arc::new(Snapshot::new()), Arc::new(sources));
         let login_tokens = LoginTokens::default();
+        let refused = Hits::default();
+        let value_cap = ValueCap { bytes: settings.limits.value_bytes, refused };
         let broker = Broker {
             requests: sender,
+            queue_full: Hits::default(),
+            value_cap: value_cap.clone(),
             snapshot: Arc::clone(&snapshot),
             sources: Arc::clone(&sources),
             audit: audit.clone(),
@@ -77,7 +82,7 @@ impl BrokerTask {
             login_tokens: login_tokens.clone(),
         };
         let task = Self {
-            value_bytes_max: settings.limits.value_bytes,
+            value_cap,
             state: State::new(settings, &names, BootInstant::now(), fastrand::u64(..)),
             store: Store::new(),
             snapshot,
@@ -151,7 +156,7 @@ impl BrokerTask {
 
     fn returned(&mut self, returned: Returned) {
         let Returned { effect, left_at, outcome } = returned;
-        let outcome = calls::keep(outcome, &mut self.store, self.value_bytes_max);
+        let outcome = calls::keep(outcome, &mut self.store, &self.value_cap);
         self.step(Event::Completed { effect, left_at, outcome });
     }
 

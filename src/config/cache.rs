@@ -61,6 +61,7 @@ fn read_limits(section: &Section, default: Limits) -> Limits {
         entries: count("entries", default.entries),
         bytes: bytes("bytes", default.bytes),
         value_bytes: bytes("value_bytes", default.value_bytes),
+        local_leases: count("local_leases", default.local_leases),
         upstream_in_flight: count("upstream_in_flight", default.upstream_in_flight),
         upstream_per_second: section.count("upstream_per_second", default.upstream_per_second),
     };

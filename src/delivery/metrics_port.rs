@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,7 @@ use super::socket::{OperatorApi, answers, metrics};
 use crate::broker::Broker;
 use crate::clock::BootInstant;
 use crate::status::VolumeBoard;
-use crate::telemetry::{Chain, Metrics};
+use crate::telemetry::{Chain, Hits, Metrics};
 
 /// Connections at once; a scraper and the kubelet need one each.
 const CONNECTIONS_MAX: usize = 16;
@@ -88,9 +88,10 @@ impl MetricsPort {
     pub async fn serve(self, deps: Deps, stop: CancellationToken) {
         let answers =
             Arc::new(Answers { deps, metrics: Recent::default(), alive: Recent::default() });
+        let places = Places::watched_by(&answers.deps.metrics);
         let mut connections = JoinSet::new();
         loop {
-            let room = connections.len() < CONNECTIONS_MAX;
+            let room = places.free.available_permits() > 0;
             // Every arm is cancel-safe: a connection that was not accepted stays in the queue.
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -101,7 +102,11 @@ impl MetricsPort {
                 }
                 accepted = self.0.accept(), if room => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(connection(stream, Arc::clone(&answers)));
+                        let (place, answers) = (places.take(), Arc::clone(&answers));
+                        connections.spawn(async move {
+                            connection(stream, answers).await;
+                            drop(place);
+                        });
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection for metrics");
@@ -112,6 +117,30 @@ impl MetricsPort {
         }
         drop(self.0);
         while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Places for connections; whoever comes when none is free waits to be accepted.
+struct Places {
+    free: Arc<Semaphore>,
+    full: Hits,
+}
+
+impl Places {
+    /// All of them, shown in status and metrics.
+    fn watched_by(metrics: &Metrics) -> Self {
+        let (free, full) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Hits::default());
+        metrics.watch_places("metrics_connections", CONNECTIONS_MAX, &free, &full);
+        Self { free, full }
+    }
+
+    /// One that is free. Taking the last one counts: who waits behind it is not seen.
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.free).try_acquire_owned().ok();
+        if self.free.available_permits() == 0 {
+            self.full.count();
+        }
+        place
     }
 }
 
@@ -222,7 +251,19 @@ impl<T: Clone> Recent<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Limit;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn taking_the_last_place_counts_and_giving_it_back_frees_it() {
+        let metrics = Metrics::new();
+        let places = Places::watched_by(&metrics);
+        let taken: Vec<_> = (0..CONNECTIONS_MAX).map(|_| places.take()).collect();
+        let shown = |used, hits| Limit::shared("metrics_connections", used, CONNECTIONS_MAX, hits);
+        assert_eq!(metrics.limits(), [shown(CONNECTIONS_MAX, 1)]);
+        drop(taken);
+        assert_eq!(metrics.limits(), [shown(0, 1)]);
+    }
 
     #[tokio::test]
     async fn many_who_ask_at_once_get_one_answer() {

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::broker::report::{
-    LeaseReport, LimitReport, Report, SecretReport, SessionReport, SourceReport,
-};
+use crate::broker::report::{LeaseReport, Report, SecretReport, SessionReport, SourceReport};
 use crate::clock::{BootInstant, Human};
 use crate::domain::{ConsumerId, PathKind, SourceName};
 use crate::identity::lock_out::LockedPod;
@@ -16,6 +14,7 @@ use crate::status::{
     Health, ItemStatus, ItemView, LeaseView, LimitView, LockedPodView, PodDirectoryView,
     SecretView, SessionView, SourceView, StatusView, VolumeStatus, VolumeView, cause, outlook,
 };
+use crate::telemetry::Limit;
 
 /// What only the agent itself knows.
 #[derive(Debug, Clone)]
@@ -223,7 +222,7 @@ fn pod_directory(state: &DirectoryState, clocks: Clocks) -> Option<PodDirectoryV
     })
 }
 
-fn limit(limit: &LimitReport) -> LimitView {
+fn limit(limit: &Limit) -> LimitView {
     LimitView { name: limit.name.to_owned(), used: limit.used, cap: limit.cap, hits: limit.hits }
 }
 

@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::clock::Human;
 use crate::status::build::count;
-use crate::status::{Health, Moment, SecretView, StatusView, VolumeView};
+use crate::status::{Health, LimitView, Moment, SecretView, StatusView, VolumeView};
 
 /// How it may look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Style {
 }
 
 /// From this share of a cap on, a limit is shown: nine tenths.
-const LIMIT_SHOWN_FROM: (usize, usize) = (9, 10);
+const LIMIT_SHOWN_FROM: (u64, u64) = (9, 10);
 
 /// The whole view as text.
 pub fn render_status(view: &StatusView, style: Style) -> String {
@@ -249,17 +249,18 @@ fn pod_directory(text: &mut String, view: &StatusView) {
 /// Only limits that were hit or are nearly used up; all of them are in the JSON.
 fn limits(text: &mut String, view: &StatusView, style: Style) {
     let (share, whole) = LIMIT_SHOWN_FROM;
-    let is_near = |limit: &&crate::status::LimitView| {
-        limit.hits > 0 || limit.used.saturating_mul(whole) >= limit.cap.saturating_mul(share)
+    let is_near = |limit: &&LimitView| {
+        let is_near = |used: u64| used.saturating_mul(whole) >= limit.cap.saturating_mul(share);
+        limit.hits > 0 || limit.used.is_some_and(is_near)
     };
-    let rows: Vec<Vec<String>> = view
-        .limits
-        .iter()
-        .filter(is_near)
-        .map(|l| {
-            vec![l.name.clone(), format!("{} of {}", l.used, l.cap), format!("hit {}x", l.hits)]
-        })
-        .collect();
+    let row = |limit: &LimitView| {
+        let cap = match limit.used {
+            Some(used) => format!("{used} of {}", limit.cap),
+            None => format!("{} each", limit.cap),
+        };
+        vec![limit.name.clone(), cap, format!("hit {}x", limit.hits)]
+    };
+    let rows: Vec<Vec<String>> = view.limits.iter().filter(is_near).map(row).collect();
     if !rows.is_empty() {
         section(text, "Limits", style);
         table(text, &[], rows, style);
@@ -274,6 +275,7 @@ fn relative(moment: Option<&Moment>) -> String {
 mod tests {
     use super::*;
     use crate::status::sample;
+    use crate::telemetry::Limit;
 
     const PLAIN: Style = Style { color: false, width: None };
 
@@ -332,6 +334,30 @@ Sources
         let wanted = "vault:database/creds/shop dynamic fresh 13m20s renew in 1m40s in 6m40s \
                       3fa94c renewed 1x volume:shop";
         assert_eq!(words.join(" "), wanted);
+    }
+
+    #[test]
+    fn limits_that_were_hit_or_are_nearly_used_up_have_a_line() {
+        let (mut report, volumes, facts) = sample::healthy();
+        report.limits = vec![
+            Limit::shared("entries", 90, 100, 0),
+            Limit::shared("bytes", 89, 100, 0),
+            Limit::shared("broker_queue", 0, 1024, 2),
+            Limit::each("connections_per_user", 128, 3),
+            Limit::each("value_bytes", 1, 0),
+        ];
+        let text = render_status(&StatusView::new(&report, &volumes, &facts), PLAIN);
+        let shown = text.lines().skip_while(|line| *line != "Limits").skip(1);
+        let shown: Vec<String> = shown
+            .take_while(|line| !line.is_empty())
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let expected = [
+            "entries 90 of 100 hit 0x",
+            "broker_queue 0 of 1024 hit 2x",
+            "connections_per_user 128 each hit 3x",
+        ];
+        assert_eq!(shown, expected, "{text}");
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use crate::broker::Problem;
 use crate::broker::report::{
-    LeaseReport, LimitReport, Report, RetiringReport, SecretReport, SessionReport, SourceReport,
+    LeaseReport, Report, RetiringReport, SecretReport, SessionReport, SourceReport,
 };
 use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, PathKind, SecretRef};
 use crate::identity::pods::PodDirectory;
 use crate::source::{ErrorClass, SourceDescription};
 use crate::status::{Facts, ItemStatus, VolumeStatus};
+use crate::telemetry::Limit;
 
 const SECOND: u64 = 1_000_000_000;
 /// The samples' now, in seconds since boot.
@@ -87,7 +88,10 @@ pub(super) fn healthy() -> (Report, Vec<VolumeStatus>, Facts) {
         sources: vec![source],
         sessions: vec![session],
         secrets: vec![dynamic, kv],
-        limits: vec![LimitReport { name: "entries", used: 2, cap: 20_000, hits: 0 }],
+        limits: vec![
+            Limit::shared("entries", 2, 20_000, 0),
+            Limit::each("connections_per_user", 128, 0),
+        ],
         ..Report::default()
     };
     (report, vec![volume()], facts())

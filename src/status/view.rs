@@ -342,13 +342,13 @@ pub struct PodDirectoryView {
 /// One bound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitView {
-    /// Its name in `[limits]`.
+    /// Its name: that of its setting, where it has one.
     pub name: String,
-    /// How much is used.
-    pub used: usize,
+    /// How much is used; nothing for what every caller or request has for itself.
+    pub used: Option<u64>,
     /// The cap.
-    pub cap: usize,
-    /// How often it was hit.
+    pub cap: u64,
+    /// How often something was refused, left out or made to wait for it.
     pub hits: u64,
 }
 

@@ -156,9 +156,8 @@ impl State {
         let told: Vec<_> =
             waiters.iter().map(|waiter| self.told_local(entry, &waiter.consumer)).collect();
         self.publish(entry);
-        for (waiter, local) in waiters.into_iter().zip(told) {
-            let answer = Answer::Value { entry: entry.id, freshness: Freshness::Miss, local };
-            self.answer(waiter.id, answer);
+        for (waiter, told) in waiters.into_iter().zip(told) {
+            self.answer_told(entry.id, waiter.id, Freshness::Miss, told);
         }
         self.notify(entry, true);
     }

@@ -22,21 +22,37 @@ pub(super) struct Local {
 }
 
 impl State {
+    /// Whether there is room for one more local lease.
+    pub(super) fn room_for_local(&mut self) -> Result<(), &'static str> {
+        if self.locals.len() < self.settings.limits.local_leases {
+            return Ok(());
+        }
+        self.limit_hits.locals += 1;
+        Err("limits.local_leases")
+    }
+
     /// The terms a reader of a leased secret is told: its local lease, opened if need be.
     pub(super) fn told_local(
         &mut self,
         entry: &mut Entry,
         consumer: &ConsumerId,
-    ) -> Option<LocalTerms> {
-        let held = entry.current.filter(|held| held.lease.is_some())?;
+    ) -> Result<Option<LocalTerms>, &'static str> {
+        let Some(held) = entry.current.filter(|held| held.lease.is_some()) else {
+            return Ok(None);
+        };
         let open = entry.locals.iter().copied().find(|key| {
             let local = self.locals.get(key);
             local.is_some_and(|l| l.value == held.value && l.consumer == *consumer)
         });
-        let key =
-            open.unwrap_or_else(|| self.open_local(entry, consumer, held.value, held.dead_at));
+        let key = match open {
+            Some(key) => key,
+            None => {
+                self.room_for_local()?;
+                self.open_local(entry, consumer, held.value, held.dead_at)
+            }
+        };
         self.prolong(key, held.dead_at);
-        self.local_terms(entry, key)
+        Ok(self.local_terms(entry, key))
     }
 
     fn open_local(

@@ -80,6 +80,7 @@ enum SubscriptionPlace {
 struct LimitHits {
     entries: u64,
     bytes: u64,
+    locals: u64,
 }
 
 /// What a deadline wakes.

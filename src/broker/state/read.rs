@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::cache::{Activity, Entry, Waiter};
 use super::mounts::Parked;
 use super::{FollowUp, State, SubscriptionPlace};
-use crate::broker::event::{Answer, CacheKey, Effect, EntryId, SubscriptionId, WaiterId, Want};
+use crate::broker::event::{
+    Answer, CacheKey, Effect, EntryId, LocalTerms, SubscriptionId, WaiterId, Want,
+};
 use crate::broker::{Freshness, Problem, ReadError};
 use crate::domain::{LoginIdentity, Mount, PathKind, SecretRef, SourceName};
 use crate::source::ErrorClass;
@@ -40,6 +42,13 @@ impl State {
             }
         } else if let Some(refusal) = self.remembered_refusal(entry) {
             self.answer(waiter.id, Answer::Refused(refusal));
+            return;
+        }
+        // Nothing is minted for a reader who could not hold it.
+        if entry.kind == PathKind::Minting
+            && let Err(limit) = self.room_for_local()
+        {
+            self.answer(waiter.id, Answer::Refused(ReadError::Full { limit }));
             return;
         }
         entry.waiters.push(waiter);
@@ -224,9 +233,23 @@ impl State {
         waiter: &Waiter,
         freshness: Freshness,
     ) {
-        let local = self.told_local(entry, &waiter.consumer);
-        let answer = Answer::Value { entry: entry.id, freshness, local };
-        self.answer(waiter.id, answer);
+        let told = self.told_local(entry, &waiter.consumer);
+        self.answer_told(entry.id, waiter.id, freshness, told);
+    }
+
+    /// The same, with what was told about a local lease before.
+    pub(super) fn answer_told(
+        &mut self,
+        entry: EntryId,
+        waiter: WaiterId,
+        freshness: Freshness,
+        told: Result<Option<LocalTerms>, &'static str>,
+    ) {
+        let answer = match told {
+            Ok(local) => Answer::Value { entry, freshness, local },
+            Err(limit) => Answer::Refused(ReadError::Full { limit }),
+        };
+        self.answer(waiter, answer);
     }
 
     pub(super) fn answer(&mut self, waiter: WaiterId, answer: Answer) {

@@ -4,12 +4,13 @@ use super::State;
 use super::cache::{Action, Activity, Entry};
 use crate::broker::event::ValueId;
 use crate::broker::report::{
-    LeaseReport, LimitReport, Report, RetiringReport, SecretReport, SessionReport, SourceReport,
+    LeaseReport, Report, RetiringReport, SecretReport, SessionReport, SourceReport,
 };
 use crate::broker::state::session::{Purpose, Session};
 use crate::clock::BootInstant;
 use crate::domain::PathKind;
 use crate::source::ErrorClass;
+use crate::telemetry::Limit;
 
 impl State {
     /// Everything operators may know; `mac` names a lease without telling its id.
@@ -21,7 +22,7 @@ impl State {
             sessions: self.sessions.values().map(session_report).collect(),
             secrets: entries.map(|entry| self.secret_report(entry, now, mac)).collect(),
             counters: self.counters,
-            limits: self.limit_reports(),
+            limits: self.limits(now),
         }
     }
 
@@ -41,18 +42,16 @@ impl State {
         self.sources.iter().map(report).collect()
     }
 
-    fn limit_reports(&self) -> Vec<LimitReport> {
-        let limits = &self.settings.limits;
-        let limit = |name, used, cap, hits| LimitReport { name, used, cap, hits };
+    fn limits(&self, now: BootInstant) -> Vec<Limit> {
+        let (limits, hits, budget) = (&self.settings.limits, &self.limit_hits, &self.budget);
+        let (running, running_max) = (budget.in_flight(), budget.in_flight_max());
+        let per_second = limits.upstream_per_second as usize;
         vec![
-            limit("entries", self.entries.len(), limits.entries, self.limit_hits.entries),
-            limit("bytes", self.bytes, limits.bytes, self.limit_hits.bytes),
-            limit(
-                "upstream_in_flight",
-                self.budget.in_flight(),
-                self.budget.in_flight_max(),
-                self.budget.waits,
-            ),
+            Limit::shared("entries", self.entries.len(), limits.entries, hits.entries),
+            Limit::shared("bytes", self.bytes, limits.bytes, hits.bytes),
+            Limit::shared("local_leases", self.locals.len(), limits.local_leases, hits.locals),
+            Limit::shared("upstream_in_flight", running, running_max, budget.slot_waits),
+            Limit::shared("upstream_per_second", budget.spent(now), per_second, budget.rate_waits),
         ]
     }
 

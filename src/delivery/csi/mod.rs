@@ -151,7 +151,7 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     let Deps { files, server, mounter, verifier } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
-    let budget = Budget::new(config.volume_bytes_total);
+    let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
     let proof = Arc::clone(&server.proof);
     let shared = Shared { config: config.clone(), files, server, mounter, records, budget };
     let volumes = Volumes::new(shared, work.clone());

@@ -13,6 +13,7 @@ use crate::delivery::files;
 use crate::delivery::socket::Server;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
+use crate::telemetry::{Hits, Limit, Metrics};
 
 use super::CsiConfig;
 use super::error::CsiError;
@@ -156,6 +157,7 @@ impl Volumes {
 pub(super) struct Budget {
     limit: u64,
     used: Arc<AtomicU64>,
+    refused: Hits,
 }
 
 /// A part of the budget, given back when it is dropped.
@@ -165,16 +167,24 @@ pub(super) struct Reservation {
 }
 
 impl Budget {
-    pub(super) fn new(limit: u64) -> Self {
-        Self { limit, used: Arc::default() }
+    /// Has it shown in status and metrics; call once per process.
+    pub(super) fn new(limit: u64, metrics: &Metrics) -> Self {
+        let (used, refused) = (Arc::<AtomicU64>::default(), Hits::default());
+        let (watched, hits) = (Arc::clone(&used), refused.clone());
+        metrics.watch_limit(move || {
+            let used = Some(watched.load(Ordering::Relaxed));
+            Limit { name: "volume_bytes_total", used, cap: limit, hits: hits.total() }
+        });
+        Self { limit, used, refused }
     }
 
     pub(super) fn reserve(&self, size: TmpfsSize) -> Result<Reservation, CsiError> {
         let bytes = size.bytes();
         let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map_err(|_| CsiError::Full { limit: self.limit })?;
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map_err(|_| {
+            self.refused.count();
+            CsiError::Full { limit: self.limit }
+        })?;
         Ok(Reservation { bytes, used: Arc::clone(&self.used) })
     }
 }
@@ -191,12 +201,20 @@ mod tests {
 
     #[test]
     fn the_budget_is_never_exceeded_and_comes_back() {
-        let budget = Budget::new(256 * 1024);
+        let metrics = Metrics::new();
+        let budget = Budget::new(256 * 1024, &metrics);
+        let shown = |used, hits| {
+            let limit =
+                Limit { name: "volume_bytes_total", used: Some(used), cap: 256 * 1024, hits };
+            assert_eq!(metrics.limits(), [limit]);
+        };
         let size = TmpfsSize::new(100 * 1024, 64).unwrap();
         let first = budget.reserve(size).ok().unwrap();
         let _second = budget.reserve(size).ok().unwrap();
         assert!(matches!(budget.reserve(size), Err(CsiError::Full { limit: 262_144 })));
+        shown(2 * size.bytes(), 1);
         drop(first);
+        shown(size.bytes(), 1);
         assert!(budget.reserve(size).is_ok());
     }
 }

@@ -7,21 +7,18 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Limits;
+use super::caps::{Caps, DENIAL_RECORDS_PER_SECOND, REFRESHES_PER_SECOND};
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
+use crate::telemetry::{Hits, Metrics};
 
 /// Callers remembered before idle ones are forgotten.
 const CALLERS_MAX: usize = 1024;
-/// Denials per second and caller that get an audit record of their own.
-const DENIAL_RECORDS_PER_SECOND: u32 = 10;
 /// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs
 /// many times a read.
 const REQUESTS_PER_DENIAL: u64 = 20;
 /// Requests that a report counts for: the broker makes it of all its secrets.
 const REQUESTS_PER_REPORT: u64 = 100;
-/// Refreshes per second and caller: each one costs an upstream read.
-const REFRESHES_PER_SECOND: u32 = 1;
 
 /// A rate limit with a burst of one second's worth: the generic cell rate algorithm in one word.
 #[derive(Debug)]
@@ -85,6 +82,7 @@ pub enum Payer {
 /// One caller's budget over all connections.
 #[derive(Debug)]
 pub struct Budget {
+    caps: Arc<Caps>,
     connections: AtomicUsize,
     requests: Rate,
     refreshes: Rate,
@@ -93,10 +91,12 @@ pub struct Budget {
 }
 
 impl Budget {
-    fn new(limits: &Limits) -> Self {
+    fn new(caps: Arc<Caps>) -> Self {
+        let requests = Rate::new(caps.limits.requests_per_second_per_user);
         Self {
+            caps,
             connections: AtomicUsize::new(0),
-            requests: Rate::new(limits.requests_per_second_per_user),
+            requests,
             refreshes: Rate::new(REFRESHES_PER_SECOND),
             denial_records: Rate::new(DENIAL_RECORDS_PER_SECOND),
             denials_left_out: AtomicU64::new(0),
@@ -105,12 +105,12 @@ impl Budget {
 
     /// Takes one request out of the budget, or tells how long until there is one.
     pub fn take_request(&self, now: BootInstant) -> Result<(), Duration> {
-        self.requests.take(now)
+        self.requests.take(now).inspect_err(|_| self.caps.requests.count())
     }
 
     /// Takes one refresh out of the budget, or tells how long until there is one.
     pub fn take_refresh(&self, now: BootInstant) -> Result<(), Duration> {
-        self.refreshes.take(now)
+        self.refreshes.take(now).inspect_err(|_| self.caps.refreshes.count())
     }
 
     /// Takes what a denial costs beside the request it answers.
@@ -129,6 +129,7 @@ impl Budget {
             return Some(self.denials_left_out.swap(0, Ordering::Relaxed));
         }
         self.denials_left_out.fetch_add(1, Ordering::Relaxed);
+        self.caps.denial_records.count();
         None
     }
 }
@@ -137,7 +138,8 @@ impl Budget {
 #[derive(Debug)]
 pub struct Admission {
     connections: Arc<Semaphore>,
-    limits: Limits,
+    refused: Hits,
+    caps: Arc<Caps>,
     payers: Mutex<HashMap<Payer, Arc<Budget>>>,
 }
 
@@ -159,15 +161,24 @@ impl Drop for Admitted {
 }
 
 impl Admission {
-    /// Caps all connections at `connections`, everything else by `limits`.
-    pub fn new(connections: usize, limits: Limits) -> Self {
-        let connections = Arc::new(Semaphore::new(connections));
-        Self { connections, limits, payers: Mutex::default() }
+    /// Caps all connections at `connections`, which status and metrics show as `name`, and each
+    /// caller by `caps`.
+    pub fn new(
+        name: &'static str,
+        connections: usize,
+        caps: &Arc<Caps>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let (places, refused) = (Arc::new(Semaphore::new(connections)), Hits::default());
+        metrics.watch_places(name, connections, &places, &refused);
+        let (caps, payers) = (Arc::clone(caps), Mutex::default());
+        Arc::new(Self { connections: places, refused, caps, payers })
     }
 
     /// A place for a connection, before anything is known about the peer.
     pub fn connection(&self) -> Option<OwnedSemaphorePermit> {
-        self.connections.clone().try_acquire_owned().ok()
+        let place = self.connections.clone().try_acquire_owned();
+        place.inspect_err(|_| self.refused.count()).ok()
     }
 
     /// A place for a connection of this caller, unless it has too many.
@@ -179,8 +190,10 @@ impl Admission {
                 budget.connections.load(Ordering::Relaxed) > 0 || !budget.requests.is_full(now)
             });
         }
-        let budget = payers.entry(payer).or_insert_with(|| Arc::new(Budget::new(&self.limits)));
-        if budget.connections.load(Ordering::Relaxed) >= self.limits.connections_per_user {
+        let new = || Arc::new(Budget::new(Arc::clone(&self.caps)));
+        let budget = payers.entry(payer).or_insert_with(new);
+        if budget.connections.load(Ordering::Relaxed) >= self.caps.limits.connections_per_user {
+            self.caps.connections.count();
             return None;
         }
         budget.connections.fetch_add(1, Ordering::Relaxed);
@@ -191,9 +204,26 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::socket::Limits;
+    use crate::telemetry::Limit;
 
     fn user(uid: u32) -> Payer {
         Payer::User(uid)
+    }
+
+    fn admission(connections: usize, limits: Limits) -> (Arc<Admission>, Metrics) {
+        let metrics = Metrics::new();
+        let caps = Caps::new(limits, &metrics);
+        (Admission::new("connections", connections, &caps, &metrics), metrics)
+    }
+
+    fn budget() -> (Budget, Metrics) {
+        let metrics = Metrics::new();
+        (Budget::new(Caps::new(Limits::default(), &metrics)), metrics)
+    }
+
+    fn hits(metrics: &Metrics, name: &str) -> u64 {
+        metrics.limits().iter().find(|limit| limit.name == name).unwrap().hits
     }
 
     fn at(millis: u64) -> BootInstant {
@@ -216,9 +246,10 @@ mod tests {
     #[test]
     fn one_user_cannot_take_the_places_of_another() {
         let limits = Limits { connections_per_user: 2, ..Limits::default() };
-        let admission = Admission::new(3, limits);
+        let (admission, metrics) = admission(3, limits);
         let places: Vec<_> = (0..3).map(|_| admission.admit(user(1), at(0))).collect();
         assert_eq!(places.iter().flatten().count(), 2);
+        assert_eq!(hits(&metrics, "connections_per_user"), 1);
         assert!(admission.admit(user(2), at(0)).is_some());
         drop(places);
         assert!(admission.admit(user(1), at(0)).is_some());
@@ -227,15 +258,34 @@ mod tests {
     #[test]
     fn reconnecting_does_not_refill_a_budget() {
         let limits = Limits { requests_per_second_per_user: 1, ..Limits::default() };
-        let admission = Admission::new(3, limits);
+        let (admission, metrics) = admission(3, limits);
         let take = || admission.admit(user(1), at(0)).unwrap().budget().take_request(at(0));
         assert!(take().is_ok());
         assert!(take().is_err());
+        assert_eq!(hits(&metrics, "requests_per_second_per_user"), 1);
+    }
+
+    #[test]
+    fn a_sockets_places_are_counted_while_they_are_held() {
+        let (admission, metrics) = admission(2, Limits::default());
+        let places = || metrics.limits().into_iter().find(|limit| limit.name == "connections");
+        let full = [admission.connection(), admission.connection()];
+        assert!(full.iter().all(Option::is_some) && admission.connection().is_none());
+        assert_eq!(places(), Some(Limit::shared("connections", 2, 2, 1)));
+        drop(full);
+        assert_eq!(places(), Some(Limit::shared("connections", 0, 2, 1)));
+    }
+
+    #[test]
+    fn a_refresh_too_many_is_counted() {
+        let (budget, metrics) = budget();
+        assert!(budget.take_refresh(at(0)).is_ok() && budget.take_refresh(at(0)).is_err());
+        assert_eq!(hits(&metrics, "refreshes_per_second_per_user"), 1);
     }
 
     #[test]
     fn callers_with_an_untouched_budget_are_forgotten_at_the_bound() {
-        let admission = Admission::new(3, Limits::default());
+        let (admission, _) = admission(3, Limits::default());
         let busy = admission.admit(user(0), at(0)).unwrap();
         for uid in 1..=2 * u32::try_from(CALLERS_MAX).unwrap() {
             admission.admit(user(uid), at(0)).unwrap();
@@ -246,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_denial_costs_as_much_as_many_reads() {
-        let budget = Budget::new(&Limits::default());
+        let (budget, _) = budget();
         let denied = |count: u64, now: BootInstant| {
             let ask = |_: &u64| {
                 let admitted = budget.take_request(now).is_ok();
@@ -267,9 +317,10 @@ mod tests {
 
     #[test]
     fn denials_over_the_budget_are_counted_into_the_next_record() {
-        let budget = Budget::new(&Limits::default());
+        let (budget, metrics) = budget();
         let records: Vec<_> = (0..25).filter_map(|_| budget.take_denial_record(at(0))).collect();
         assert_eq!(records, [0; 10]);
+        assert_eq!(hits(&metrics, "denial_records_per_second_per_user"), 15);
         assert_eq!(budget.take_denial_record(at(1000)), Some(15));
     }
 }

@@ -9,11 +9,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::broker::report::{Counters, LimitReport, Report, SourceReport};
+use crate::broker::report::{Counters, Report, SourceReport};
 use crate::clock::BootInstant;
 use crate::identity::pods::{DirectoryMode, DirectoryState};
 use crate::status::VolumeStatus;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Limit, Metrics};
 
 /// What the text is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,7 +35,7 @@ pub fn render(
     register_counters(&mut registry, &report.counters);
     register_sources(&mut registry, &report.sources, report.taken_at);
     register_secrets(&mut registry, report);
-    register_limits(&mut registry, &report.limits);
+    register_limits(&mut registry, report.limits.iter().chain(&metrics.limits()));
     register_volumes(&mut registry, volumes);
     register_pod_directory(&mut registry, pods, report.taken_at);
     let encoded = metrics
@@ -123,12 +123,14 @@ fn register_secrets(registry: &mut Registry, report: &Report) {
     registry.register("sessions", "Upstream sessions by state", family);
 }
 
-fn register_limits(registry: &mut Registry, limits: &[LimitReport]) {
+fn register_limits<'a>(registry: &mut Registry, limits: impl Iterator<Item = &'a Limit>) {
     let (used, cap, hits) = (Labelled::default(), Labelled::default(), Labelled::default());
     for limit in limits {
         let label = || [("limit", limit.name.to_owned())];
-        set(&used, label(), count(limit.used));
-        set(&cap, label(), count(limit.cap));
+        if let Some(share) = limit.used {
+            set(&used, label(), share as f64);
+        }
+        set(&cap, label(), limit.cap as f64);
         set(&hits, label(), limit.hits as f64);
     }
     registry.register("limit_used", "How much of a limit is used", used);
@@ -289,22 +291,26 @@ mod tests {
             next_attempt: None,
             in_flight: 1,
         };
-        let limit = LimitReport { name: "entries", used: 5, cap: 10, hits: 2 };
         let counters = Counters { renewals: 7, ..Counters::default() };
-        let (sources, limits) = (vec![source], vec![limit]);
+        let (sources, limits) = (vec![source], vec![Limit::shared("entries", 5, 10, 2)]);
+        let metrics = Metrics::new();
+        metrics.watch_limit(|| Limit::each("connections_per_user", 128, 3));
         let report = Report { taken_at, sources, limits, counters, ..Report::default() };
         let pods = PodDirectory::none().state();
-        let text = render(&Metrics::new(), &report, &[], &pods);
+        let text = render(&metrics, &report, &[], &pods);
         for line in [
             "secrets_broker_lease_renewals_total 7",
             r#"secrets_broker_source_reachable{source="vault"} 0.0"#,
             r#"secrets_broker_source_state_seconds{source="vault"} 42.0"#,
             r#"secrets_broker_limit_used{limit="entries"} 5.0"#,
+            r#"secrets_broker_limit_cap{limit="connections_per_user"} 128.0"#,
+            r#"secrets_broker_limit_reached{limit="connections_per_user"} 3.0"#,
             r#"secrets_broker_requests_total{route="secret",code="200",cache="hit"} 0"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert!(!text.contains("connection refused"));
+        assert!(!text.contains(r#"limit_used{limit="connections_per_user"}"#), "{text}");
         assert!(text.contains(r#"secrets_broker_pod_volumes{state="alarm"} 0.0"#), "{text}");
         assert_eq!(text.matches("# EOF").count(), 1);
         assert!(text.ends_with("# EOF\n"));

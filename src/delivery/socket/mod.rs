@@ -5,7 +5,8 @@
 //! | [`bind`] | a socket file with the right owner and mode, in place by one rename |
 //! | [`door`] | which kind of socket it is, and whom that lets in |
 //! | [`node_door`], [`introduction`] | who a caller in any pod is, by its first request |
-//! | [`transport`], [`admission`], [`activity`] | connections, caps and budgets, patience |
+//! | [`transport`], [`admission`], [`activity`] | connections, their places and budgets, patience |
+//! | [`caps`] | what each caller and each request may have |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
 //! | [`secrets`], [`served`] | policy, memoised; the hit path; what was served, for the audit log |
@@ -33,6 +34,7 @@ pub mod admission;
 pub mod agent;
 mod answer;
 pub mod bind;
+pub mod caps;
 pub mod client;
 mod decisions;
 mod directory;
@@ -52,6 +54,7 @@ pub mod transport;
 use admission::Admission;
 pub use agent::{OperatorApi, Viewer, answers};
 pub use bind::{BindError, BoundSocket, Ownership, Place};
+use caps::Caps;
 use decisions::Decisions;
 pub use directory::SourceDirectory;
 pub use door::{Door, PodDoor};
@@ -108,7 +111,8 @@ pub struct NodeSocket {
     pub proof: ProofToken,
 }
 
-/// Caps of the sockets; each has a metric when it is hit.
+/// Caps of the sockets; each has a metric and a line in status, for times in
+/// `connections_refused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Connections of the host socket.
@@ -225,7 +229,7 @@ impl Sockets {
 /// What serves a socket, whichever door it is. Cheap to clone.
 #[derive(Clone)]
 pub struct Server {
-    limits: Limits,
+    caps: Arc<Caps>,
     /// What answers are made of.
     pub deps: Arc<Deps>,
     /// What this node can prove about its processes.
@@ -236,10 +240,6 @@ pub struct Server {
     pods: Arc<Admission>,
 }
 
-fn admission(connections: usize, limits: Limits) -> Arc<Admission> {
-    Arc::new(Admission::new(connections, limits))
-}
-
 impl Server {
     /// Serves until `intake` is cancelled.
     pub fn new(
@@ -248,25 +248,28 @@ impl Server {
         proof: Arc<NodeProof>,
         intake: CancellationToken,
     ) -> Self {
-        let pods = admission(PODS_AT_THEIR_CAP * limits.connections_per_user, limits);
+        let caps = Caps::new(limits, &deps.metrics);
+        let connections = PODS_AT_THEIR_CAP * limits.connections_per_user;
+        let pods = Admission::new("pod_connections", connections, &caps, &deps.metrics);
         let decisions = Arc::default();
-        Self { limits, deps: Arc::new(deps), proof, intake, decisions, pods }
+        Self { caps, deps: Arc::new(deps), proof, intake, decisions, pods }
     }
 
     /// Serves one socket until `stop` or the intake is cancelled and the last running reply has
     /// been sent. Dropping the future drops the connections.
     pub async fn run(&self, door: Door, socket: BoundSocket, stop: &CancellationToken) {
         let closed = self.intake.child_token();
+        let connections = |name, cap| Admission::new(name, cap, &self.caps, &self.deps.metrics);
         let admission = match door {
-            Door::Operator => admission(OPERATOR_CONNECTIONS, self.limits),
-            Door::Host => admission(self.limits.connections, self.limits),
+            Door::Operator => connections("operator_connections", OPERATOR_CONNECTIONS),
+            Door::Host => connections("connections", self.caps.limits.connections),
             Door::Pod(_) | Door::Node(_) => Arc::clone(&self.pods),
         };
         let transport = transport::Transport {
             admission,
             door,
             proof: Arc::clone(&self.proof),
-            limits: self.limits,
+            caps: Arc::clone(&self.caps),
             metrics: self.deps.metrics.clone(),
         };
         let (server, long_polls) = (self.clone(), closed.clone());

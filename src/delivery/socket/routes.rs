@@ -19,13 +19,13 @@ use super::introduction::Introduction;
 use super::request::{self, Refusal, Route};
 use super::secrets::Memos;
 use super::transport::{Answer, Caller, LetIn};
-use super::{Decisions, Deps, Limits, Server, answer, local};
+use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
 
 /// A connection's own state and what it answers from.
 pub(super) struct Connection {
     pub(super) caller: Caller,
-    pub(super) limits: Limits,
+    pub(super) caps: Arc<Caps>,
     pub(super) deps: Arc<Deps>,
     pub(super) decisions: Arc<Decisions>,
     pub(super) stop: CancellationToken,
@@ -35,9 +35,9 @@ pub(super) struct Connection {
 impl Connection {
     /// The connection of a caller that was named; `stop` ends its long polls.
     pub(super) fn new(caller: Caller, server: Server, stop: CancellationToken) -> Arc<Self> {
-        let Server { limits, deps, decisions, .. } = server;
+        let Server { caps, deps, decisions, .. } = server;
         let memos = Mutex::default();
-        Arc::new(Self { caller, limits, deps, decisions, stop, memos })
+        Arc::new(Self { caller, caps, deps, decisions, stop, memos })
     }
 
     /// Answers one request: a hit at once, everything else later.
@@ -95,13 +95,17 @@ impl Connection {
 
     /// A whole request body within its size and time.
     pub(super) async fn body(&self, body: Incoming) -> Result<Bytes, Refusal> {
-        let collected = Limited::new(body, self.limits.body_bytes).collect();
-        match tokio::time::timeout(self.limits.header_timeout, collected).await {
+        let limits = &self.caps.limits;
+        let collected = Limited::new(body, limits.body_bytes).collect();
+        match tokio::time::timeout(limits.header_timeout, collected).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the request body is longer than {} bytes", self.limits.body_bytes),
-            )),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                self.caps.bodies.count();
+                Err(Refusal::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the request body is longer than {} bytes", limits.body_bytes),
+                ))
+            }
             Ok(Err(_)) => Err(Refusal::bad_request("the request body cannot be read")),
             Err(_) => Err(Refusal::new(
                 StatusCode::REQUEST_TIMEOUT,

@@ -18,10 +18,10 @@ use tokio::net::UnixStream;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::Limits;
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
 use super::admission::{Admission, Admitted};
 use super::bind::BoundSocket;
+use super::caps::Caps;
 use super::door::{Door, Found};
 use super::gate::Gated;
 use super::node_door::NodeDoor;
@@ -96,7 +96,7 @@ pub struct Transport {
     /// Its caps; pods' sockets share theirs.
     pub admission: Arc<Admission>,
     /// Sizes and times.
-    pub limits: Limits,
+    pub caps: Arc<Caps>,
     /// Connections and refusals are counted here.
     pub metrics: Metrics,
 }
@@ -201,8 +201,8 @@ impl Transport {
         let noted = Noted::new(service, activity.clone());
         let connection = http1::Builder::new()
             .header_read_timeout(None)
-            .max_header_size(self.limits.header_bytes)
-            .max_buf_size(self.limits.header_bytes.max(BUFFER_BYTES_MIN))
+            .max_header_size(self.caps.limits.header_bytes)
+            .max_buf_size(self.caps.limits.header_bytes.max(BUFFER_BYTES_MIN))
             .serve_connection(io, noted);
 
         let mut connection = pin!(connection);
@@ -214,8 +214,7 @@ impl Transport {
                 biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        let error = Chain(&error);
-                        tracing::debug!(socket = self.label(), %error, "connection");
+                        self.failed(&error);
                     }
                     return;
                 }
@@ -228,6 +227,14 @@ impl Transport {
                 },
             }
         }
+    }
+
+    fn failed(&self, error: &hyper::Error) {
+        if error.is_parse_too_large() {
+            self.caps.headers.count();
+        }
+        let error = Chain(error);
+        tracing::debug!(socket = self.label(), %error, "connection");
     }
 
     /// Watches what may end a connection beside its client: the exit of the process that connected,
@@ -281,10 +288,11 @@ impl Transport {
     }
 
     fn patience(&self) -> Patience {
+        let limits = &self.caps.limits;
         Patience {
-            head: self.limits.header_timeout,
-            idle: self.limits.idle_timeout,
-            write: self.limits.write_timeout,
+            head: limits.header_timeout,
+            idle: limits.idle_timeout,
+            write: limits.write_timeout,
         }
     }
 

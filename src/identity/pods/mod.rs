@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::clock::{BootInstant, Human};
 use crate::domain::{Namespace, PodName, PodUid, ServiceAccountName};
+use crate::telemetry::{Hits, Metrics};
 
 mod feed;
 mod known;
@@ -110,7 +111,8 @@ struct Shared {
     known: RwLock<Known>,
     link: RwLock<Link>,
     changes: watch::Sender<u64>,
-    waiters: Semaphore,
+    waiters: Arc<Semaphore>,
+    refused: Hits,
 }
 
 /// How the connection to the API server is.
@@ -132,8 +134,17 @@ impl PodDirectory {
             known: RwLock::default(),
             link: RwLock::default(),
             changes: watch::Sender::new(0),
-            waiters: Semaphore::new(WAITERS_MAX),
+            waiters: Arc::new(Semaphore::new(WAITERS_MAX)),
+            refused: Hits::default(),
         }))
+    }
+
+    /// Has its cap shown in status and metrics, where there is a directory; call once per process.
+    pub fn watch_limits(&self, metrics: &Metrics) {
+        if self.0.mode == DirectoryMode::None {
+            return;
+        }
+        metrics.watch_places("pod_waiters", WAITERS_MAX, &self.0.waiters, &self.0.refused);
     }
 
     /// The pod of this uid: at once if it is known, else as soon as it is, at the latest after
@@ -150,7 +161,8 @@ impl PodDirectory {
         if let Some(found) = self.look(uid) {
             return found;
         }
-        let _place = self.0.waiters.try_acquire().map_err(|_| FindError::Busy)?;
+        let place = self.0.waiters.try_acquire().inspect_err(|_| self.0.refused.count());
+        let _place = place.map_err(|_| FindError::Busy)?;
         let appears = async {
             while changes.changed().await.is_ok() {
                 if let Some(found) = self.look(uid) {

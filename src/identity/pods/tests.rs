@@ -2,6 +2,7 @@
 
 use super::wire::Listed;
 use super::*;
+use crate::telemetry::Limit;
 
 /// The uid of the pod of this number.
 pub(super) fn uid(number: u8) -> PodUid {
@@ -55,7 +56,8 @@ async fn a_known_pod_is_found_at_once_also_in_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn many_wait_for_one_pod_and_all_get_it_when_it_appears() {
-    let directory = synced();
+    let (directory, metrics) = (synced(), Metrics::new());
+    directory.watch_limits(&metrics);
     let wait = |directory: PodDirectory| async move { directory.find(&uid(0), LONG).await };
     let mut waiting: Vec<_> =
         (0..WAITERS_MAX).map(|_| tokio::spawn(wait(directory.clone()))).collect();
@@ -63,6 +65,8 @@ async fn many_wait_for_one_pod_and_all_get_it_when_it_appears() {
         tokio::task::yield_now().await;
     }
     assert_eq!(directory.find(&uid(0), LONG).await, Err(FindError::Busy));
+    let waiting_now = Limit::shared("pod_waiters", WAITERS_MAX, WAITERS_MAX, 1);
+    assert_eq!(metrics.limits(), [waiting_now]);
     appear(&directory, 1);
     appear(&directory, 0);
     for waiter in waiting.drain(..) {

@@ -1,4 +1,5 @@
-//! What the process says about itself: log set-up, error chains for logs, and the metrics registry.
+//! What the process says about itself: log set-up, error chains for logs, the metrics registry and
+//! the caps of all parts.
 
 use std::error::Error;
 use std::fmt;
@@ -10,6 +11,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
+
+mod limits;
+
+use limits::Probes;
+pub use limits::{Hits, Limit};
 
 /// Libraries that log request paths, headers or bodies are silenced whatever the level is.
 const LIBRARIES: &str = "vaultrs=off,rustify=off,rustify_derive=off,hyper=warn,hyper_util=warn,\
@@ -75,6 +81,7 @@ pub type Label = (&'static str, &'static str);
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    limits: Probes,
     /// Answered requests by `route`, `code` and `cache`.
     pub requests: Family<[(&'static str, String); 3], Counter>,
     /// The hottest one of them: secrets from the snapshot.
@@ -127,6 +134,7 @@ impl Metrics {
         let registry = Arc::new(registry);
         Self {
             registry,
+            limits: Probes::default(),
             requests,
             hits,
             connections,
