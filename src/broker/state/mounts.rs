@@ -21,8 +21,8 @@ pub(super) struct ProbeKey {
     pub login: LoginIdentity,
 }
 
-/// A mount whose kind is not known yet. One login identity asks at a time: an answer is everybody's,
-/// a refusal only its own, and then the next one asks.
+/// A mount whose kind is not known yet. One login identity asks at a time: an answer is
+/// everybody's, a refusal only its own, and then the next one asks.
 #[derive(Default)]
 pub(super) struct Probes {
     asking: Option<LoginIdentity>,

@@ -13,6 +13,7 @@ use crate::delivery::files;
 use crate::delivery::socket::Server;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
+use crate::telemetry::Chain;
 
 use super::CsiConfig;
 use super::error::CsiError;
@@ -45,9 +46,8 @@ pub(super) struct Volumes {
 
 impl Volumes {
     /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
-    pub(super) fn new(shared: Shared, work: CancellationToken) -> Self {
-        let (shared, tasks) = (Arc::new(shared), TaskTracker::new());
-        Self { shared, tasks, work, running: Arc::default() }
+    pub(super) fn new(shared: Arc<Shared>, work: CancellationToken) -> Self {
+        Self { shared, tasks: TaskTracker::new(), work, running: Arc::default() }
     }
 
     /// Publishes a volume, or brings a published one its pod's new token. Runs to its end also when
@@ -79,17 +79,17 @@ impl Volumes {
             let key = mounted.key;
             match records.remove(&key) {
                 Some(record) => {
-                    let mut volume = Volume::new(Arc::clone(&self.shared), key.clone());
-                    match volume.adopt(record).await {
-                        Ok(()) => drop(self.start(key, volume)),
-                        Err(error) => {
-                            tracing::error!(volume = %key, %error, "cannot take up a volume");
-                        }
+                    let mut volume = Volume::left(Arc::clone(&self.shared), key.clone());
+                    if let Err(error) = volume.adopt(record).await {
+                        let error = Chain(&error);
+                        tracing::error!(volume = %key, %error, "cannot take up a volume yet");
                     }
+                    self.start(key, volume);
                 }
                 // A pod may be using it: the kubelet's next call writes its record anew.
                 None if mounted.bound => {
                     tracing::warn!(volume = %key, "a bound volume has no record");
+                    self.start(key.clone(), Volume::left(Arc::clone(&self.shared), key));
                 }
                 None => {
                     tracing::info!(volume = %key, "taking away an unfinished volume");
@@ -177,6 +177,13 @@ impl Budget {
             .map_err(|_| CsiError::Full { limit: self.limit })?;
         Ok(Reservation { bytes, used: Arc::clone(&self.used) })
     }
+
+    /// Counts what is used already, also beyond the limit: then nothing new is let in.
+    pub(super) fn count(&self, size: TmpfsSize) -> Reservation {
+        let bytes = size.bytes();
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        Reservation { bytes, used: Arc::clone(&self.used) }
+    }
 }
 
 impl Drop for Reservation {
@@ -197,6 +204,10 @@ mod tests {
         let _second = budget.reserve(size).ok().unwrap();
         assert!(matches!(budget.reserve(size), Err(CsiError::Full { limit: 262_144 })));
         drop(first);
+        let third = budget.count(size);
+        assert!(budget.reserve(size).is_err());
+        let fourth = budget.count(size);
+        drop((third, fourth));
         assert!(budget.reserve(size).is_ok());
     }
 }
