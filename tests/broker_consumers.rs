@@ -7,11 +7,12 @@ mod world;
 use std::time::Duration;
 
 use secrets_broker::broker::ReadError;
-use secrets_broker::broker::event::{Answer, Event, LocalOperation, WaiterId};
+use secrets_broker::broker::event::{Answer, Call, Event, LocalOperation, WaiterId};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::domain::{ConsumerId, LoginIdentity};
+use secrets_broker::source::ErrorClass;
 use secrets_broker::telemetry::Limit;
-use world::{World, seconds};
+use world::{World, account, seconds};
 
 const CREDS: &str = "database/creds/shop";
 const KV: &str = "secret/data/shop/web";
@@ -115,4 +116,136 @@ fn calls_that_wait_are_counted_for_the_cap_they_wait_for() {
     }
     world.advance(seconds(2));
     assert_eq!(hits(&world), (true, false));
+}
+
+/// What a pod may have under way at once: its connections.
+const FLOOD: usize = 128;
+
+/// A world whose agent is logged in, with one consumer's flood of misses just begun; how many calls
+/// had left by then.
+fn flooded(login: &LoginIdentity) -> (World, usize) {
+    let mut world = World::new();
+    world.read_as(login, "secret/data/warm", 1);
+    world.advance(seconds(2));
+    for n in 0..FLOOD {
+        world.read_as(login, &format!("secret/data/flood/{n}"), 1);
+    }
+    let sent = world.sent.len();
+    assert!(sent < FLOOD, "nothing is left in line");
+    (world, sent)
+}
+
+/// The place of the first call that reads `path` among all that left.
+fn sent_at(world: &World, path: &str) -> usize {
+    let reads =
+        |call: &Call| matches!(call, Call::Fetch { secret, .. } if secret.path.as_str() == path);
+    world.sent.iter().position(reads).expect("it was never read")
+}
+
+#[test]
+fn one_miss_beside_a_flood_of_anothers_is_sent_next_but_one_at_the_latest() {
+    let (mut world, sent) = flooded(&LoginIdentity::Agent);
+    let waiter = world.read(KV, 2);
+    world.advance(seconds(5));
+    assert!(matches!(world.answers[&waiter], Answer::Value { .. }));
+    assert!(sent_at(&world, KV) <= sent + 1, "{} of {sent}", sent_at(&world, KV));
+}
+
+#[test]
+fn accounts_take_turns_as_consumers_do_and_a_flood_goes_on_in_its_order() {
+    let flooding = account("flood");
+    let (mut world, sent) = flooded(&flooding);
+    let others: Vec<_> = ["a", "b", "c"].map(account).into();
+    for other in &others {
+        world.read_as(other, KV, 2);
+    }
+    world.advance(seconds(5));
+    let logins = world.sent[sent..].iter().take(2 * others.len());
+    let logins = logins.filter(|call| matches!(call, Call::Login(_))).count();
+    assert_eq!(logins, others.len(), "a login waited for more than one call of the flood's");
+    let flood: Vec<_> =
+        (0..FLOOD).map(|n| sent_at(&world, &format!("secret/data/flood/{n}"))).collect();
+    assert!(flood.is_sorted(), "{flood:?}");
+}
+
+#[test]
+fn who_wants_what_already_waits_in_a_floods_line_has_it_in_a_turn_of_his_own() {
+    let last = format!("secret/data/flood/{}", FLOOD - 1);
+    let (mut world, sent) = flooded(&LoginIdentity::Agent);
+    let waiter = world.read(&last, 2);
+    let (mut others, others_sent) = flooded(&LoginIdentity::Agent);
+    others.subscribe(&last, 2);
+    world.advance(seconds(5));
+    others.advance(seconds(5));
+    assert!(matches!(world.answers[&waiter], Answer::Value { .. }));
+    assert!(sent_at(&world, &last) <= sent + 1, "{}", sent_at(&world, &last));
+    assert!(sent_at(&others, &last) <= others_sent + 1, "{}", sent_at(&others, &last));
+    assert_eq!(world.count("fetch"), FLOOD + 1, "it was read twice");
+}
+
+#[test]
+fn an_end_does_not_wait_behind_the_flood_of_another() {
+    let mut world = World::new();
+    let theirs = world.subscribe(CREDS, 2);
+    world.read("secret/data/warm", 1);
+    world.advance(seconds(2));
+    for n in 0..FLOOD {
+        world.read(&format!("secret/data/flood/{n}"), 1);
+    }
+    let sent = world.sent.len();
+    world.unsubscribe(theirs);
+    world.advance(seconds(5));
+    let end = world.sent.iter().position(|call| matches!(call, Call::EndSession { .. }));
+    assert!(end.expect("the session ends") <= sent + 1, "{end:?} of {sent}");
+}
+
+#[test]
+fn a_refused_probe_counts_for_the_account_it_was_refused_to_and_for_nobody_else() {
+    let (refused, allowed) = (account("refused"), account("web"));
+    for refused_asks_first in [true, false] {
+        let mut world = World::new();
+        world.vault.probes_denied.insert(refused.clone());
+        let mut read = |login: &LoginIdentity| -> Vec<_> {
+            (0..3).map(|n| world.read_as(login, &format!("auto/data/{n}"), 1)).collect()
+        };
+        let first = if refused_asks_first { &refused } else { &allowed };
+        let mut waiters = vec![(first, read(first))];
+        let second = if refused_asks_first { &allowed } else { &refused };
+        waiters.push((second, read(second)));
+        let files = world.subscribe_as(&allowed, "auto/data/files", 3);
+        world.advance(seconds(1));
+        // An answer that came first is the refused account's too.
+        let refusals = usize::from(refused_asks_first);
+        for (login, waiters) in waiters {
+            let denied = *login == refused && refused_asks_first;
+            for waiter in waiters {
+                let told = world.refused(waiter);
+                assert_eq!(told, denied.then_some(ErrorClass::Denied), "{login}");
+            }
+        }
+        assert!(world.levels[&files].value.is_some());
+        assert_eq!((world.count("probe-denied"), world.count("probe")), (refusals, 1));
+    }
+}
+
+#[test]
+fn an_answered_probe_serves_every_account_that_waits_for_it() {
+    let mut world = World::new();
+    let waiters: Vec<_> =
+        (0..20).map(|n| world.read_as(&account(&format!("web-{n}")), "auto/data/web", n)).collect();
+    world.advance(seconds(2));
+    assert!(waiters.iter().all(|waiter| matches!(world.answers[waiter], Answer::Value { .. })));
+    assert_eq!(world.count("probe"), 1);
+}
+
+#[test]
+fn an_account_that_cannot_log_in_keeps_nobody_else_from_a_mounts_kind() {
+    let mut world = World::new();
+    let (out, web) = (account("a"), account("web"));
+    world.vault.shut_out.insert(out.clone());
+    let theirs = world.read_as(&out, "auto/data/web", 1);
+    let ours = world.read_as(&web, "auto/data/web", 2);
+    world.advance(seconds(1));
+    assert_eq!(world.refused(theirs), Some(ErrorClass::Unreachable));
+    assert!(matches!(world.answers[&ours], Answer::Value { .. }));
 }

@@ -6,16 +6,18 @@ mod world;
 
 use std::time::Duration;
 
-use secrets_broker::broker::event::{Answer, LocalOperation};
+use secrets_broker::broker::event::{Answer, Event, LocalOperation};
 use secrets_broker::broker::settings::Settings;
+use secrets_broker::domain::LoginIdentity;
 use secrets_broker::source::TokenKind;
-use world::{World, seconds};
+use world::{World, account, seconds};
 
 const SEEDS: u64 = 100;
 const STEPS: usize = 400;
+const CONSUMERS: u32 = 4;
 
 fn disturb(world: &mut World, rng: &mut fastrand::Rng) {
-    match rng.u8(0..14) {
+    match rng.u8(0..17) {
         0 => world.vault.sealed = true,
         1 => world.vault.renewals_fail = !world.vault.renewals_fail,
         2 => world.vault.reads_denied = !world.vault.reads_denied,
@@ -32,6 +34,10 @@ fn disturb(world: &mut World, rng: &mut fastrand::Rng) {
         10 => world.vault.lease_ttl = rng.u64(2..200),
         11 => world.vault.token_ttl = rng.u64(5..500),
         12 => world.vault.token_kind = TokenKind::Batch,
+        13 => world.vault.probes_denied.extend([login(rng.u32(0..CONSUMERS))]),
+        14 => world.vault.shut_out.extend([login(rng.u32(0..CONSUMERS))]),
+        // The kinds of mounts are not known any more.
+        15 => world.step(Event::SourceChanged { source: "vault".parse().unwrap() }),
         _ => world.vault.content += 1,
     }
 }
@@ -43,7 +49,17 @@ fn heal(world: &mut World) {
     world.vault.gone = false;
     world.vault.ambiguous = false;
     world.vault.login_denied = false;
+    world.vault.probes_denied.clear();
+    world.vault.shut_out.clear();
     world.vault.latency = Duration::from_millis(5);
+}
+
+/// Two of the consumers are the agent's, the others' pods have accounts of their own.
+fn login(consumer: u32) -> LoginIdentity {
+    match consumer {
+        0 | 1 => LoginIdentity::Agent,
+        _ => account(&format!("web-{consumer}")),
+    }
 }
 
 fn path(rng: &mut fastrand::Rng) -> String {
@@ -67,9 +83,13 @@ fn run(seed: u64) -> Vec<(u64, &'static str)> {
     for _ in 0..STEPS {
         match rng.u8(0..10) {
             0..3 => {
-                world.read(&path(&mut rng), rng.u32(0..4));
+                let (path, consumer) = (path(&mut rng), rng.u32(0..CONSUMERS));
+                world.read_as(&login(consumer), &path, consumer);
             }
-            3..5 => subscriptions.push(world.subscribe(&path(&mut rng), rng.u32(0..4))),
+            3..5 => {
+                let (path, consumer) = (path(&mut rng), rng.u32(0..CONSUMERS));
+                subscriptions.push(world.subscribe_as(&login(consumer), &path, consumer));
+            }
             5 if !subscriptions.is_empty() => {
                 let gone = subscriptions.swap_remove(rng.usize(..subscriptions.len()));
                 world.unsubscribe(gone);
@@ -84,7 +104,7 @@ fn run(seed: u64) -> Vec<(u64, &'static str)> {
                             LocalOperation::Revoke,
                         ])
                         .unwrap();
-                    world.ask_local(rng.u32(0..4), local, operation);
+                    world.ask_local(rng.u32(0..CONSUMERS), local, operation);
                 }
             }
             7 => disturb(&mut world, &mut rng),

@@ -64,6 +64,12 @@ impl LoginTokens {
         }
     }
 
+    /// Whether nobody has delivered one that is still here.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<ServiceAccount, Members>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,6 +126,6 @@ mod tests {
         assert_eq!(best(&tokens, "a", now), None);
         assert_eq!(best(&tokens, "a", now - Duration::from_secs(1)).as_deref(), Some("t"));
         tokens.withdraw(&account("a"), &member(1));
-        assert!(tokens.lock().is_empty());
+        assert!(tokens.is_empty());
     }
 }

@@ -1,11 +1,11 @@
 //! The model of Vault that the virtual-time tests run against: tokens, leases, faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use secrets_broker::broker::event::{Call, Done, FetchedValue, TokenId, ValueId};
 use secrets_broker::clock::BootInstant;
-use secrets_broker::domain::{EngineKind, Mount, PathKind, SecretRef};
+use secrets_broker::domain::{EngineKind, LoginIdentity, Mount, PathKind, SecretRef};
 use secrets_broker::source::{ErrorClass, LeaseTerms, SourceError, TokenGrant, TokenKind};
 
 use super::{World, seconds};
@@ -20,6 +20,10 @@ pub struct Vault {
     pub revoke_permitted: bool,
     pub ambiguous: bool,
     pub login_denied: bool,
+    /// Who may not log in, beside everybody while `login_denied`.
+    pub shut_out: BTreeSet<LoginIdentity>,
+    /// Who may not ask for the kind of a mount.
+    pub probes_denied: BTreeSet<LoginIdentity>,
     pub lease_ttl: u64,
     pub lease_max_ttl: u64,
     pub lease_renewable: bool,
@@ -30,6 +34,8 @@ pub struct Vault {
     pub content: u64,
     pub latency: Duration,
     pub tokens: BTreeMap<TokenId, (BootInstant, BootInstant)>,
+    /// Whose each token is or was.
+    pub logins: BTreeMap<TokenId, LoginIdentity>,
     pub leases: BTreeMap<u64, Lease>,
     pub log: Vec<(BootInstant, &'static str)>,
 }
@@ -51,6 +57,8 @@ impl Default for Vault {
             revoke_permitted: false,
             ambiguous: false,
             login_denied: false,
+            shut_out: BTreeSet::new(),
+            probes_denied: BTreeSet::new(),
             lease_ttl: 20,
             lease_max_ttl: 60,
             lease_renewable: true,
@@ -61,6 +69,7 @@ impl Default for Vault {
             content: 1,
             latency: Duration::from_millis(5),
             tokens: BTreeMap::new(),
+            logins: BTreeMap::new(),
             leases: BTreeMap::new(),
             log: Vec::new(),
         }
@@ -87,7 +96,7 @@ impl World {
             return error(ErrorClass::TokenEnded, "bad token");
         }
         match call {
-            Call::Login(_) => self.login(left_at),
+            Call::Login(login) => self.login(login, left_at),
             Call::RenewToken { token, .. } => self.renew_token(token, left_at),
             Call::EndSession { token } => {
                 self.note("end-session");
@@ -95,7 +104,11 @@ impl World {
                 self.vault.leases.retain(|_, lease| lease.token != token);
                 Ok(Done::Ended)
             }
-            Call::Probe { .. } => {
+            Call::Probe { token, .. } => {
+                if self.vault.probes_denied.contains(&self.vault.logins[&token]) {
+                    self.note("probe-denied");
+                    return error(ErrorClass::Denied, "permission denied");
+                }
                 self.note("probe");
                 let path = "auto".parse().unwrap();
                 Ok(Done::Probed(Mount { path, kind: EngineKind::Kv2 }))
@@ -113,8 +126,8 @@ impl World {
         }
     }
 
-    fn login(&mut self, left_at: BootInstant) -> Result<Done, SourceError> {
-        if self.vault.login_denied {
+    fn login(&mut self, login: LoginIdentity, left_at: BootInstant) -> Result<Done, SourceError> {
+        if self.vault.login_denied || self.vault.shut_out.contains(&login) {
             self.note("login-denied");
             return Err(SourceError::new(ErrorClass::Denied, "role not allowed"));
         }
@@ -123,6 +136,7 @@ impl World {
         let ttl = seconds(self.vault.token_ttl);
         let max = left_at + seconds(self.vault.token_max_ttl);
         self.vault.tokens.insert(token, ((left_at + ttl).min(max), max));
+        self.vault.logins.insert(token, login);
         let renewable = self.vault.token_kind == TokenKind::Service;
         let terms = TokenGrant { ttl, renewable };
         Ok(Done::LoggedIn { token, terms, kind: self.vault.token_kind })

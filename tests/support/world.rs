@@ -13,7 +13,7 @@ use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::state::State;
 use secrets_broker::broker::{Problem, ReadError};
 use secrets_broker::clock::BootInstant;
-use secrets_broker::domain::{ConsumerId, EngineKind, LoginIdentity, SecretRef};
+use secrets_broker::domain::{ConsumerId, EngineKind, LoginIdentity, SecretRef, ServiceAccount};
 use secrets_broker::source::{ConfiguredMount, ErrorClass};
 
 #[path = "vault_model.rs"]
@@ -33,6 +33,8 @@ pub struct World {
     pub values: BTreeSet<ValueId>,
     pub told: BTreeMap<LocalKey, BootInstant>,
     pub fetching: BTreeMap<(SecretRef, TokenId), usize>,
+    /// Every call, in the order in which they left.
+    pub sent: Vec<Call>,
     in_flight: VecDeque<(BootInstant, BootInstant, EffectId, Call)>,
     next: u64,
 }
@@ -68,6 +70,13 @@ pub fn want(path: &str, consumer: u32) -> Want {
     }
 }
 
+/// A pod's service account in namespace `shop`, as it logs in.
+pub fn account(name: &str) -> LoginIdentity {
+    let (namespace, uid) = ("shop".parse().unwrap(), name.parse().unwrap());
+    let name = name.parse().unwrap();
+    LoginIdentity::service_account(ServiceAccount { namespace, name, uid }, None)
+}
+
 impl World {
     pub fn new() -> Self {
         Self::with(Settings::default(), 7)
@@ -86,6 +95,7 @@ impl World {
             values: BTreeSet::new(),
             told: BTreeMap::new(),
             fetching: BTreeMap::new(),
+            sent: Vec::new(),
             in_flight: VecDeque::new(),
             next: 1,
         }
@@ -112,6 +122,7 @@ impl World {
                     let key = (secret.clone(), *token);
                     *self.fetching.entry(key).or_default() += 1;
                 }
+                self.sent.push(call.clone());
                 self.in_flight.push_back((self.now + self.vault.latency, self.now, id, call));
             }
             Effect::Persist { id, .. } => events.push_back(Event::Persisted { effect: id }),
@@ -208,14 +219,29 @@ impl World {
     }
 
     pub fn read(&mut self, path: &str, consumer: u32) -> WaiterId {
+        self.read_as(&LoginIdentity::Agent, path, consumer)
+    }
+
+    pub fn read_as(&mut self, login: &LoginIdentity, path: &str, consumer: u32) -> WaiterId {
         let waiter = self.waiter();
-        self.step(Event::Read { waiter, want: want(path, consumer) });
+        let want = Want { login: login.clone(), ..want(path, consumer) };
+        self.step(Event::Read { waiter, want });
         waiter
     }
 
     pub fn subscribe(&mut self, path: &str, consumer: u32) -> SubscriptionId {
+        self.subscribe_as(&LoginIdentity::Agent, path, consumer)
+    }
+
+    pub fn subscribe_as(
+        &mut self,
+        login: &LoginIdentity,
+        path: &str,
+        consumer: u32,
+    ) -> SubscriptionId {
         let subscription = SubscriptionId(self.id());
-        self.step(Event::Subscribe { subscription, want: want(path, consumer) });
+        let want = Want { login: login.clone(), ..want(path, consumer) };
+        self.step(Event::Subscribe { subscription, want });
         subscription
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::turns::{Party, Place};
 use super::{FollowUp, State, Timer};
 use crate::broker::Problem;
 use crate::broker::event::{
@@ -72,8 +73,10 @@ pub(super) struct Retiring {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Activity {
     Idle,
-    /// Waits for a session or for budget.
+    /// Waits for a session.
     Queued,
+    /// Waits for its turn and for budget.
+    InLine(Place),
     Fetching(EffectId),
     /// Fetched; the record of its lease is being written.
     Recording(Held),
@@ -131,6 +134,12 @@ impl Entry {
         if self.activity == Activity::RenewQueued {
             self.activity = Activity::Idle;
         }
+    }
+
+    /// In whose turn what nobody waits for is done.
+    pub(super) fn party(&self) -> Party {
+        let owner = self.key.consumer.clone();
+        owner.map_or_else(|| Party::Login(self.key.login.clone()), Party::Consumer)
     }
 
     /// Whether anybody has a standing interest.

@@ -6,12 +6,13 @@ use super::cache::{Activity, Entry, Held, Retiring};
 use super::jobs::{Job, Revocation};
 use super::read::refusal;
 use super::renewal::Expiry;
+use super::turns::Party;
 use super::{FollowUp, Pending, State};
 use crate::broker::event::{Answer, EntryId, FetchedValue, Record, TokenId};
 use crate::broker::lease::{Lease, backoff_delay, retry_delay};
 use crate::broker::{Freshness, ReadError};
 use crate::clock::BootInstant;
-use crate::domain::PathKind;
+use crate::domain::{ConsumerId, PathKind};
 use crate::source::{ErrorClass, SourceError};
 
 /// A static credential whose rotation is imminent is asked for again after this.
@@ -32,8 +33,22 @@ impl State {
 
     /// A token is there: the fetch joins the queue for budget.
     pub(super) fn token_ready(&mut self, id: EntryId) {
-        if self.entries.get(&id).is_some_and(|entry| entry.activity == Activity::Queued) {
-            self.ordinary.push_back(Job::Fetch(id));
+        let entry = self.entries.get(&id);
+        let Some(entry) = entry.filter(|entry| entry.activity == Activity::Queued) else { return };
+        let waiting = entry.waiters.iter().map(|waiter| &waiter.consumer);
+        let wanting = waiting.chain(entry.subscriptions.values()).cloned().map(Party::Consumer);
+        let party = self.ordinary.soonest(wanting).unwrap_or_else(|| entry.party());
+        let place = self.ordinary.push(party, Job::Fetch(id));
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.activity = Activity::InLine(place);
+        }
+    }
+
+    /// A fetch in line that one more consumer wants is done in the earlier of both turns.
+    pub(super) fn hasten(&mut self, entry: &mut Entry, consumer: &ConsumerId) {
+        if let Activity::InLine(place) = entry.activity {
+            let place = self.ordinary.also_for(place, &Party::Consumer(consumer.clone()));
+            entry.activity = Activity::InLine(place);
         }
     }
 
@@ -270,11 +285,9 @@ impl State {
 
     /// Revokes a lease that no entry keeps, best effort: its bytes go when the call is done.
     pub(super) fn revoke_orphan(&mut self, entry: &Entry, held: Held) {
-        self.ordinary.push_back(Job::Revoke(Revocation {
-            secret: entry.key.secret.clone(),
-            token: held.token,
-            value: held.value,
-            keeper: None,
-        }));
+        let (token, value, keeper) = (held.token, held.value, None);
+        let secret = entry.key.secret.clone();
+        let revocation = Revocation { secret, token, value, keeper };
+        self.ordinary.push(entry.party(), Job::Revoke(revocation));
     }
 }

@@ -1,9 +1,9 @@
-//! Upstream work in line for budget: renewals first, and never held up by an open breaker.
-
-use std::collections::VecDeque;
+//! Upstream work in line for budget: renewals first, and never held up by an open breaker; the rest
+//! in turns, so that nobody's flood is before everybody else's work.
 
 use super::cache::Activity;
-use super::mounts::MountKey;
+use super::mounts::ProbeKey;
+use super::turns::Place;
 use super::{FollowUp, Pending, State, Timer};
 use crate::broker::budget::Urgency;
 use crate::broker::event::{Call, Done, EffectId, EntryId, SessionId, TokenId, ValueId};
@@ -17,7 +17,7 @@ pub(super) enum Job {
     Login(SessionId),
     RenewToken(SessionId),
     EndSession(TokenId),
-    Probe(MountKey),
+    Probe(ProbeKey),
     Fetch(EntryId),
     RenewLease(EntryId),
     Revoke(Revocation),
@@ -37,24 +37,26 @@ impl State {
     /// Starts queued work as far as the budget goes.
     pub(super) fn pump(&mut self) {
         loop {
-            let urgent = !self.urgent.is_empty();
-            let urgency = if urgent { Urgency::Renewal } else { Urgency::Ordinary };
-            let queue = if urgent { &mut self.urgent } else { &mut self.ordinary };
-            let Some(job) = queue.pop_front() else { return };
-            let Some((source, pending, call)) = self.call_for(&job) else {
-                self.unstartable(&job);
-                continue;
-            };
-            match self.budget.take(self.now, urgency) {
-                Ok(()) => self.start(&job, &source, pending, call),
-                Err(at) => {
-                    let queue = if urgent { &mut self.urgent } else { &mut self.ordinary };
-                    queue.push_front(job);
-                    if let Some(at) = at {
-                        self.deadlines.insert((at, Timer::Pump));
-                    }
-                    return;
+            let urgent = self.urgent.front();
+            let urgency = if urgent.is_some() { Urgency::Renewal } else { Urgency::Ordinary };
+            let Some(job) = urgent.or_else(|| self.ordinary.front()) else { return };
+            let call = self.call_for(job);
+            if call.is_some()
+                && let Err(at) = self.budget.take(self.now, urgency)
+            {
+                if let Some(at) = at {
+                    self.deadlines.insert((at, Timer::Pump));
                 }
+                return;
+            }
+            let job = match urgency {
+                Urgency::Renewal => self.urgent.pop_front(),
+                Urgency::Ordinary => self.ordinary.pop(),
+            };
+            let Some(job) = job else { return };
+            match call {
+                Some((source, pending, call)) => self.start(&job, &source, pending, call),
+                None => self.unstartable(&job),
             }
         }
     }
@@ -90,10 +92,7 @@ impl State {
                 Some((source, Pending::EndSession(*token), Call::EndSession { token: *token }))
             }
             Job::Probe(key) => {
-                let probe = self.probes.get(key)?;
-                let session = self.session_for_probe(key)?;
-                let call = Call::Probe { token: session, path: probe.path.clone() };
-                Some((key.0.clone(), Pending::Probe(key.clone()), call))
+                Some((key.mount.0.clone(), Pending::Probe(key.clone()), self.probe_call(key)?))
             }
             Job::Fetch(id) => self.fetch_call(*id),
             Job::RenewLease(id) => self.renew_call(*id),
@@ -111,9 +110,12 @@ impl State {
     fn unstartable(&mut self, job: &Job) {
         match job {
             Job::Fetch(id) => {
-                let entry = self.entries.get(id);
-                let queued = entry.filter(|entry| entry.activity == Activity::Queued);
-                if let Some(session) = queued.map(|entry| entry.session) {
+                let entry = self.entries.get_mut(id);
+                if let Some(entry) =
+                    entry.filter(|entry| matches!(entry.activity, Activity::InLine(_)))
+                {
+                    entry.activity = Activity::Queued;
+                    let session = entry.session;
                     self.await_token(session, *id);
                 }
             }
@@ -122,16 +124,9 @@ impl State {
         }
     }
 
-    fn session_for_probe(&self, key: &MountKey) -> Option<TokenId> {
-        let probe = self.probes.get(key)?;
-        let purpose = super::session::Purpose::Kv;
-        let (source, login) = (key.0.clone(), probe.login.clone());
-        let id = self.session_index.get(&super::SessionKey { source, login, purpose })?;
-        Some(self.sessions.get(id)?.current.as_ref()?.token)
-    }
-
     fn fetch_call(&self, id: EntryId) -> Option<(SourceName, Pending, Call)> {
-        let entry = self.entries.get(&id).filter(|entry| entry.activity == Activity::Queued)?;
+        let entry = self.entries.get(&id)?;
+        let Activity::InLine(_) = entry.activity else { return None };
         let token = self.sessions.get(&entry.session)?.current.as_ref()?.token;
         let secret = entry.key.secret.clone();
         let source = secret.source.clone();
@@ -156,24 +151,22 @@ impl State {
         if self.ordinary.is_empty() || self.sources.values().all(|s| s.is_open(now).is_none()) {
             return;
         }
-        let mut kept = VecDeque::new();
-        for job in std::mem::take(&mut self.ordinary) {
+        let doomed = |(place, job): (Place, &Job)| {
+            let Some((source, ..)) = self.call_for(job) else { return Some(place) };
+            self.sources.get(&source)?.is_open(now).map(|_| place)
+        };
+        for place in self.ordinary.iter().filter_map(doomed).collect::<Vec<_>>() {
+            let Some(job) = self.ordinary.take(place) else { continue };
             let Some((source, pending, _)) = self.call_for(&job) else {
                 self.unstartable(&job);
                 continue;
             };
-            let health = self.sources.get(&source);
-            match health.and_then(|health| health.is_open(now)) {
-                None => kept.push_back(job),
-                Some(until) => {
-                    let message = self.known_failure(&job, &source);
-                    let mut error = SourceError::new(ErrorClass::Unreachable, message);
-                    error.retry_after = Some(now.until(until));
-                    self.dispatch(pending, now, Err(error));
-                }
-            }
+            let message = self.known_failure(&job, &source);
+            let mut error = SourceError::new(ErrorClass::Unreachable, message);
+            let until = self.sources.get(&source).and_then(|health| health.is_open(now));
+            error.retry_after = until.map(|until| now.until(until));
+            self.dispatch(pending, now, Err(error));
         }
-        self.ordinary.append(&mut kept);
     }
 
     /// What a job that fails fast is told: its own last failure. The source's last failure may
@@ -223,7 +216,7 @@ impl State {
                 Some(self.sessions.get(id)?.key.source.clone())
             }
             Pending::EndSession(token) => Some(self.endings.get(token)?.source.clone()),
-            Pending::Probe(key) => Some(key.0.clone()),
+            Pending::Probe(key) => Some(key.mount.0.clone()),
             Pending::RevokeLease(source, ..) => Some(source.clone()),
             Pending::Fetch(id, _) | Pending::RenewLease(id, _) | Pending::PersistLease(id) => {
                 Some(self.entries.get(id)?.key.secret.source.clone())

@@ -27,13 +27,15 @@ mod renewal;
 mod report;
 mod session;
 mod token;
+mod turns;
 
 use cache::Entry;
 use jobs::Job;
 use local_lease::Local;
-use mounts::{MountKey, Probe};
+use mounts::{MountKey, ProbeKey, Probes};
 use session::{Session, SessionKey};
 use token::Ending;
+use turns::Turns;
 
 /// Everything the broker knows, less the bytes.
 pub struct State {
@@ -55,13 +57,13 @@ pub struct State {
     session_index: BTreeMap<SessionKey, SessionId>,
     endings: BTreeMap<TokenId, Ending>,
     mounts: BTreeMap<MountKey, EngineKind>,
-    probes: BTreeMap<MountKey, Probe>,
+    probes: BTreeMap<MountKey, Probes>,
     locals: HashMap<LocalKey, Local>,
     subscriptions: HashMap<SubscriptionId, SubscriptionPlace>,
     sources: BTreeMap<SourceName, Health>,
     budget: Budget,
     urgent: VecDeque<Job>,
-    ordinary: VecDeque<Job>,
+    ordinary: Turns<Job>,
     counters: Counters,
     limit_hits: LimitHits,
 }
@@ -72,7 +74,7 @@ enum SubscriptionPlace {
     /// Its entry exists.
     Entry(EntryId),
     /// Its mount's kind is still being asked for.
-    Probing(MountKey),
+    Probing(ProbeKey),
 }
 
 /// How often a cap was hit.
@@ -99,7 +101,7 @@ enum Pending {
     Login(SessionId),
     RenewToken(SessionId, TokenId),
     EndSession(TokenId),
-    Probe(MountKey),
+    Probe(ProbeKey),
     Fetch(EntryId, TokenId),
     RenewLease(EntryId, ValueId),
     RevokeLease(SourceName, Option<EntryId>, ValueId),
@@ -157,7 +159,7 @@ impl State {
             sources: sources.iter().map(|name| (name.clone(), Health::new(now))).collect(),
             budget,
             urgent: VecDeque::new(),
-            ordinary: VecDeque::new(),
+            ordinary: Turns::new(),
             counters: Counters::default(),
             limit_hits: LimitHits::default(),
         }

@@ -51,6 +51,7 @@ impl State {
             self.answer(waiter.id, Answer::Refused(ReadError::Full { limit }));
             return;
         }
+        self.hasten(entry, &waiter.consumer);
         entry.waiters.push(waiter);
         if entry.activity == Activity::Idle {
             self.follow_ups.push_back(FollowUp::WantFetch(entry.id));
@@ -69,8 +70,8 @@ impl State {
 
     pub(super) fn subscribe(&mut self, subscription: SubscriptionId, want: Want) {
         let Some(mount) = self.known_mount(&want) else {
-            let key = Self::mount_key(&want.secret.source, &want.mount.path);
-            self.subscriptions.insert(subscription, SubscriptionPlace::Probing(key));
+            let place = SubscriptionPlace::Probing(Self::probe_key(&want));
+            self.subscriptions.insert(subscription, place);
             self.park(Parked::Subscribe(subscription, want));
             return;
         };
@@ -91,6 +92,7 @@ impl State {
             Ok(id) => {
                 self.subscriptions.insert(subscription, SubscriptionPlace::Entry(id));
                 self.with_entry(id, |state, entry| {
+                    state.hasten(entry, &want.consumer);
                     entry.subscriptions.insert(subscription, want.consumer);
                     state.greet(subscription, entry);
                 });

@@ -120,12 +120,10 @@ impl State {
             if old.ends_at <= now && !old.lapses {
                 // Marked before the answer so that one attempt is all it gets.
                 old.lapses = true;
-                self.ordinary.push_back(Job::Revoke(Revocation {
-                    secret: entry.key.secret.clone(),
-                    token: old.held.token,
-                    value: old.held.value,
-                    keeper: Some(entry.id),
-                }));
+                let (token, value) = (old.held.token, old.held.value);
+                let (secret, keeper) = (entry.key.secret.clone(), Some(entry.id));
+                let revocation = Revocation { secret, token, value, keeper };
+                self.ordinary.push(entry.party(), Job::Revoke(revocation));
             }
             kept.push(old);
         }

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::jobs::Job;
-use super::mounts::MountKey;
+use super::mounts::ProbeKey;
 use super::token::Generation;
+use super::turns::Party;
 use super::{FollowUp, Pending, State, Timer};
 use crate::broker::event::{CacheKey, Call, EntryId, Record, SessionId, TokenId};
 use crate::broker::lease::{backoff_delay, retry_delay};
@@ -39,6 +40,16 @@ pub(super) enum Purpose {
     Shared(SecretRef),
 }
 
+impl SessionKey {
+    /// In whose turn it is begun and ended.
+    pub(super) fn party(&self) -> Party {
+        match &self.purpose {
+            Purpose::Consumer(consumer) => Party::Consumer(consumer.clone()),
+            Purpose::Kv | Purpose::Shared(_) => Party::Login(self.login.clone()),
+        }
+    }
+}
+
 /// A session with its tokens, holders and waiters.
 pub(super) struct Session {
     pub key: SessionKey,
@@ -60,7 +71,7 @@ pub(super) struct Session {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Waiting {
     Entry(EntryId),
-    Probe(MountKey),
+    Probe(ProbeKey),
 }
 
 impl State {
@@ -155,7 +166,7 @@ impl State {
         if !session.logging_in {
             session.logging_in = true;
             session.retry_at = None;
-            self.ordinary.push_back(Job::Login(id));
+            self.ordinary.push(session.key.party(), Job::Login(id));
         }
         self.arm_session(id);
     }
@@ -285,7 +296,6 @@ impl State {
         let in_use = self.tokens_in_use(id);
         let now = self.now;
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let source = session.key.source.clone();
         let idle: Vec<Generation> =
             session.retiring.extract_if(.., |old| !in_use.contains(&old.token)).collect();
         let unheld =
@@ -299,7 +309,7 @@ impl State {
         }
         let over = unheld && session.linger_until.is_none_or(|until| until <= now);
         for generation in idle {
-            self.end_token(&source, &generation);
+            self.end_token(id, &generation);
         }
         if over {
             self.end_tokens(id);

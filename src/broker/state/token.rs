@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::jobs::Job;
+use super::turns::Party;
 use super::{FollowUp, State, Timer};
 use crate::broker::event::{Effect, EntryId, SessionId, TokenId};
 use crate::broker::lease::{backoff_delay, renew_after, retry_delay};
@@ -34,6 +35,7 @@ pub(super) struct Generation {
 #[derive(Debug, Clone)]
 pub(super) struct Ending {
     pub source: SourceName,
+    pub party: Party,
     pub attempts: u32,
     pub expires_at: Option<BootInstant>,
 }
@@ -151,19 +153,21 @@ impl State {
     /// Revokes every token of a session, which ends every lease made under it, known or not.
     pub(super) fn end_tokens(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let source = session.key.source.clone();
         let tokens: Vec<Generation> =
             session.current.take().into_iter().chain(session.retiring.drain(..)).collect();
         for generation in tokens {
-            self.end_token(&source, &generation);
+            self.end_token(id, &generation);
         }
     }
 
-    pub(super) fn end_token(&mut self, source: &SourceName, generation: &Generation) {
-        let ending =
-            Ending { source: source.clone(), attempts: 0, expires_at: generation.expires_at };
+    /// Revokes one token of a session, in the turn of those it was for.
+    pub(super) fn end_token(&mut self, id: SessionId, generation: &Generation) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let (source, party) = (session.key.source.clone(), session.key.party());
+        let expires_at = generation.expires_at;
+        let ending = Ending { source, party: party.clone(), attempts: 0, expires_at };
         self.endings.insert(generation.token, ending);
-        self.ordinary.push_back(Job::EndSession(generation.token));
+        self.ordinary.push(party, Job::EndSession(generation.token));
     }
 
     pub(super) fn session_ended(&mut self, token: TokenId, outcome: Result<(), SourceError>) {
@@ -182,8 +186,8 @@ impl State {
     }
 
     pub(super) fn ending_due(&mut self, token: TokenId) {
-        if self.endings.contains_key(&token) {
-            self.ordinary.push_back(Job::EndSession(token));
+        if let Some(ending) = self.endings.get(&token) {
+            self.ordinary.push(ending.party.clone(), Job::EndSession(token));
         }
     }
 

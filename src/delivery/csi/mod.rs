@@ -6,6 +6,7 @@
 //! | [`roles`] | pure: which Vault roles a pod may choose |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
+//! | [`kept`] | what runs for a volume: its files' task, or its socket's |
 //! | [`pod_socket`] | a volume that holds a socket for its pod |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
 //! | [`records`] | what a successor finds |
@@ -29,12 +30,15 @@ use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
 pub mod attributes;
 mod error;
 mod first_fill;
+mod kept;
 mod listen;
 mod pod_socket;
 mod records;
 mod request;
 mod roles;
 mod services;
+#[cfg(test)]
+mod testing;
 mod volume;
 mod volumes;
 
@@ -154,7 +158,7 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
     let proof = Arc::clone(&server.proof);
     let shared = Shared { config: config.clone(), files, server, mounter, records, budget };
-    let volumes = Volumes::new(shared, work.clone());
+    let volumes = Volumes::new(Arc::new(shared), work.clone());
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {
         let socket = listen::bind_when_vacant(&config.socket()).await?;

@@ -1,33 +1,36 @@
 //! One published volume: its task makes it, keeps it and takes it away, one command at a time.
 //!
 //! A call that its caller gives up runs to its end here all the same, so nothing is left half done.
+//! What a pod may be using is never taken away by a failure, only by the kubelet's unpublish; what
+//! of it is not kept is tried again.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::delivery::files::mount::{MountError, Root};
-use crate::delivery::files::publisher::Publisher;
-use crate::delivery::files::status_file::Now;
-use crate::delivery::files::{self, VolumeConfig, mount};
-use crate::delivery::socket::PodDoor;
+use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::Identity;
 use crate::identity::token::PodClaims;
-use crate::mounter::{Prepared, Target, VolumeKey};
+use crate::mounter::{Target, VolumeKey};
+use crate::telemetry::Chain;
 
 use super::attributes::{Attributes, Deliver};
 use super::error::CsiError;
 use super::first_fill::first_fill;
-use super::pod_socket;
+use super::kept::Kept;
 use super::records::VolumeRecord;
 use super::request::Publish;
 use super::roles::check_role;
 use super::volumes::{Reservation, Shared};
+
+/// The first pause before a volume that is not kept is taken up again; each is twice the last.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest one.
+const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// What is asked of a volume's task.
 pub(super) enum Command {
@@ -47,25 +50,62 @@ pub(super) enum Command {
 pub(super) struct Volume {
     shared: Arc<Shared>,
     key: VolumeKey,
-    published: Option<Published>,
+    /// A pod may be using it: a publish was answered, or a predecessor left it.
+    in_use: bool,
+    known: Option<Known>,
+    retry_in: Duration,
 }
 
-/// A volume that is there.
-struct Published {
-    record: VolumeRecord,
-    name: VolumeName,
-    /// A predecessor's revision was there when this process opened it.
-    had_files: bool,
-    /// Keeps the tmpfs within reach for the wipe at its end.
-    root: OwnedFd,
-    stop: CancellationToken,
-    keeping: JoinSet<anyhow::Result<()>>,
-    _reservation: Reservation,
+/// A volume that is published or being published.
+pub(super) struct Known {
+    pub(super) record: VolumeRecord,
+    pub(super) attributes: Attributes,
+    pub(super) name: VolumeName,
+    /// Its record is on disk.
+    recorded: bool,
+    reservation: Option<Reservation>,
+    /// None while its tmpfs could not be opened yet.
+    kept: Option<Kept>,
+}
+
+impl Known {
+    fn new(key: &VolumeKey, record: VolumeRecord, attributes: Attributes) -> Self {
+        let name = VolumeName::of_pod(&record.pod, &key.volume);
+        Self { record, attributes, name, recorded: false, reservation: None, kept: None }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.kept.as_ref().is_some_and(Kept::is_running)
+    }
+
+    /// Who the pod is to policy and to the broker.
+    pub(super) fn identity(&self) -> Identity {
+        let (pod, role) = (Arc::new(self.record.pod.clone()), self.attributes.role.clone());
+        Identity::published_pod(pod, &self.name, role)
+    }
 }
 
 impl Volume {
     pub(super) fn new(shared: Arc<Shared>, key: VolumeKey) -> Self {
-        Self { shared, key, published: None }
+        Self { shared, key, in_use: false, known: None, retry_in: RETRY_FIRST }
+    }
+
+    /// A volume that a predecessor left. Without its record, the kubelet's next call says what
+    /// there is to know about it.
+    pub(super) fn left(shared: Arc<Shared>, key: VolumeKey) -> Self {
+        Self { in_use: true, ..Self::new(shared, key) }
+    }
+
+    /// Takes up a volume that a predecessor published; its pod delivers a token with the kubelet's
+    /// next call. What does not succeed now is tried again.
+    pub(super) async fn adopt(&mut self, record: VolumeRecord) -> Result<(), CsiError> {
+        let pairs = record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid)?;
+        let mut known = Known::new(&self.key, record, attributes);
+        known.recorded = true;
+        let outcome = self.keep(&mut known).await;
+        self.known = Some(known);
+        outcome
     }
 
     /// Serves commands until the volume is gone, or the agent stops: then everything stays.
@@ -75,13 +115,16 @@ impl Volume {
         work: CancellationToken,
     ) {
         loop {
-            let keeping = self.published.as_mut().map(|published| &mut published.keeping);
+            let known = self.known.as_ref();
+            let unkept = self.in_use && known.is_some_and(|known| !known.is_kept());
+            let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
                 () = work.cancelled() => break,
-                Some(ended) = ended(keeping) => {
+                Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                 }
+                () = tokio::time::sleep(self.retry_in), if unkept => self.keep_again().await,
                 command = commands.recv() => match command {
                     None => break,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
@@ -100,22 +143,22 @@ impl Volume {
                 },
             }
         }
-        if let Some(mut published) = self.published.take() {
+        if let Some(mut kept) = self.known.take().and_then(|known| known.kept) {
             // The files' task finishes the swap it is in.
-            published.stop.cancel();
-            while published.keeping.join_next().await.is_some() {}
+            kept.stop().await;
         }
     }
 
-    /// Takes up a volume that a predecessor published; its pod delivers a token with the kubelet's
-    /// next call.
-    pub(super) async fn adopt(&mut self, record: VolumeRecord) -> Result<(), CsiError> {
-        let pairs = record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid)?;
-        let identity = self.identity(&record, &attributes);
-        let published = self.open(record, &attributes, identity).await?;
-        self.published = Some(published);
-        Ok(())
+    async fn keep_again(&mut self) {
+        self.retry_in = (self.retry_in * 2).min(RETRY_MOST);
+        let Some(mut known) = self.known.take() else { return };
+        match self.keep(&mut known).await {
+            Ok(()) => tracing::info!(volume = %self.key, "a volume is kept again"),
+            Err(error) => {
+                tracing::warn!(volume = %self.key, error = %Chain(&error), "still not kept");
+            }
+        }
+        self.known = Some(known);
     }
 
     async fn publish(
@@ -124,7 +167,7 @@ impl Volume {
         claims: &PodClaims,
         patience: Duration,
     ) -> Result<(), CsiError> {
-        let known = self.published.as_ref().map(|published| &published.record);
+        let known = self.known.as_ref().map(|known| &known.record);
         publish.pod.account_uid_before = known.map(|record| record.pod.account.uid.clone());
         claims.matches(&publish.pod)?;
         self.check_role(&publish.attributes, &claims.pod().account)?;
@@ -137,19 +180,24 @@ impl Volume {
         if known.is_some_and(|known| *known != record) {
             return Err(CsiError::Different);
         }
-        let identity = self.identity(&record, &publish.attributes);
-        let (tokens, account) = (self.shared.files.broker.login_tokens(), &record.pod.account);
-        let member = identity.consumer().clone();
-        tokens.deliver(account, member.clone(), publish.token, claims.expires_at());
-        let Publish { attributes, target, .. } = publish;
-        if let Some(published) = self.published.take() {
-            return self.republish(published, &attributes, identity, patience, &target).await;
+        let Publish { attributes, target, token, .. } = publish;
+        let known = self.known.take();
+        let mut known = known.unwrap_or_else(|| Known::new(&self.key, record, attributes));
+        let (tokens, account) =
+            (self.shared.files.broker.login_tokens(), &known.record.pod.account);
+        tokens.deliver(account, ConsumerId::volume(&known.name), token, claims.expires_at());
+        let outcome = self.complete(&mut known, patience, &target).await;
+        if outcome.is_err() && !self.in_use {
+            if let Err(left) = self.take_away(&mut known).await {
+                tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
+            }
+            return outcome;
         }
-        let made = self.make(&record, &attributes, identity, patience, &target).await;
-        if self.published.is_none() {
-            self.shared.files.broker.login_tokens().withdraw(&record.pod.account, &member);
+        if outcome.is_ok() {
+            (self.in_use, self.retry_in) = (true, RETRY_FIRST);
         }
-        made
+        self.known = Some(known);
+        outcome
     }
 
     fn check_role(
@@ -161,150 +209,57 @@ impl Volume {
             .map_err(|problem| CsiError::Invalid(vec![problem]))
     }
 
-    /// A pod that runs is never disturbed by a call that only brings its new token: it has a
-    /// revision, and what is wrong with the secrets is in its status. A volume that was taken up
-    /// without files, after a restart of the node, is filled first.
-    async fn republish(
-        &mut self,
-        mut published: Published,
-        attributes: &Attributes,
-        identity: Identity,
+    /// Mounts, fills, records, binds: what of it is not done yet. A pod that runs is not disturbed
+    /// by a call that only brings its new token: it has a revision, and what is wrong with the
+    /// secrets is in its status.
+    async fn complete(
+        &self,
+        known: &mut Known,
         patience: Duration,
         target: &Target,
     ) -> Result<(), CsiError> {
-        if published.keeping.is_empty() {
-            let Published { record, _reservation, .. } = published;
-            drop(_reservation);
-            published = self.open(record, attributes, identity).await?;
+        self.keep(known).await?;
+        // A socket is there at once.
+        if let Deliver::Files(_) = known.attributes.deliver {
+            first_fill(&self.shared.files.board, &known.name, patience).await?;
         }
-        let name = published.name.clone();
-        self.published = Some(published);
-        self.filled(&name, attributes, patience).await?;
+        if !known.recorded {
+            self.write_record(&known.record).await?;
+            known.recorded = true;
+        }
         Ok(self.shared.mounter.bind(&self.key, target).await?)
     }
 
-    /// Waits until the pod finds everything; a socket is there at once.
-    async fn filled(
-        &self,
-        name: &VolumeName,
-        attributes: &Attributes,
-        patience: Duration,
-    ) -> Result<(), CsiError> {
-        match attributes.deliver {
-            Deliver::Files(_) => first_fill(&self.shared.files.board, name, patience).await,
-            Deliver::Socket => Ok(()),
+    /// Has the tmpfs made or found and keeps its files, or answers on its socket, unless that is
+    /// under way.
+    async fn keep(&self, known: &mut Known) -> Result<(), CsiError> {
+        if known.is_kept() {
+            return Ok(());
         }
-    }
-
-    /// Mounts, fills, records, binds; whatever fails takes back what was done before it, unless
-    /// files were there already: a pod that runs may be using those.
-    async fn make(
-        &mut self,
-        record: &VolumeRecord,
-        attributes: &Attributes,
-        identity: Identity,
-        patience: Duration,
-        target: &Target,
-    ) -> Result<(), CsiError> {
-        let mut published = self.open(record.clone(), attributes, identity).await?;
-        let finished = async {
-            self.filled(&published.name, attributes, patience).await?;
-            self.write_record(record).await?;
-            Ok(self.shared.mounter.bind(&self.key, target).await?)
-        };
-        let outcome = finished.await;
-        if outcome.is_ok() || published.had_files {
-            self.published = Some(published);
-        } else if let Err(left) = self.take_away(&mut published).await {
-            tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
+        if known.reservation.is_none() {
+            let (budget, size) = (&self.shared.budget, self.shared.config.volume_size);
+            // What a pod uses takes its memory whether it is kept or not.
+            let reservation =
+                if self.in_use { budget.count(size) } else { budget.reserve(size)? };
+            known.reservation = Some(reservation);
         }
-        outcome
-    }
-
-    /// Has the tmpfs made or found and starts to keep its files, or to answer on its socket.
-    async fn open(
-        &self,
-        record: VolumeRecord,
-        attributes: &Attributes,
-        identity: Identity,
-    ) -> Result<Published, CsiError> {
-        let shared = &self.shared;
-        let reservation = shared.budget.reserve(shared.config.volume_size)?;
-        let prepared = shared.mounter.prepare(&self.key, shared.config.volume_size).await?;
-        let name = VolumeName::of_pod(&record.pod, &self.key.volume);
-        let config = self.volume_config(name.clone(), attributes, record.fs_group);
-        let root = prepared.root.try_clone();
-        let root = root.map_err(|source| unusable("keep open", &config, source))?;
-        let (stop, mut keeping) = (CancellationToken::new(), JoinSet::new());
-        let had_files = match attributes.deliver {
-            Deliver::Files(_) => {
-                let publisher = self.publisher(prepared, config).await?;
-                let had_files = publisher.has_revision();
-                keeping.spawn(files::keep(publisher, identity, shared.files.clone(), stop.clone()));
-                had_files
-            }
-            Deliver::Socket => {
-                let owner = attributes.socket_ownership(record.fs_group);
-                let socket = pod_socket::bind(prepared.root, owner)?;
-                let status = pod_socket::status(&config, prepared.description);
-                shared.files.board.publish(status);
-                let (pod, role) = (Arc::new(record.pod.clone()), attributes.role.clone());
-                let door = PodDoor { pod, volume: name.clone(), role };
-                keeping.spawn(pod_socket::keep(shared.server.clone(), socket, door, stop.clone()));
-                false
-            }
-        };
-        let _reservation = reservation;
-        Ok(Published { record, name, had_files, root, stop, keeping, _reservation })
-    }
-
-    /// Opens the volume's files, with what a predecessor left of them.
-    async fn publisher(
-        &self,
-        prepared: Prepared,
-        config: VolumeConfig,
-    ) -> Result<Publisher, CsiError> {
-        let (mounter, key) = (Arc::clone(&self.shared.mounter), self.key.clone());
-        let handle = tokio::runtime::Handle::current();
-        let root = Root::handed_over(prepared.root, prepared.description, move || {
-            // On the blocking pool, where the files' side asks.
-            handle.block_on(mounter.mounted_below(&key)).map_err(std::io::Error::other)
-        });
-        let opening = move || Publisher::on(root, Arc::new(config), Now::read());
-        Ok(tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??)
-    }
-
-    fn volume_config(
-        &self,
-        name: VolumeName,
-        attributes: &Attributes,
-        fs_group: Option<u32>,
-    ) -> VolumeConfig {
-        let config = &self.shared.config;
-        VolumeConfig {
-            name,
-            path: Target::of(&config.kubelet_root, &self.key).as_str().into(),
-            items: attributes.items(&config.source, fs_group),
-            ..config.volume_defaults()
-        }
-    }
-
-    fn identity(&self, record: &VolumeRecord, attributes: &Attributes) -> Identity {
-        let name = VolumeName::of_pod(&record.pod, &self.key.volume);
-        Identity::published_pod(Arc::new(record.pod.clone()), &name, attributes.role.clone())
+        known.kept = Some(Kept::begin(&self.shared, &self.key, known).await?);
+        Ok(())
     }
 
     async fn unpublish(&mut self, target: &Target) -> Result<(), CsiError> {
         self.shared.mounter.unbind(target).await?;
-        match self.published.take() {
-            Some(mut published) => {
-                let taken = self.take_away(&mut published).await;
+        self.in_use = false;
+        match self.known.take() {
+            Some(mut known) => {
+                let taken = self.take_away(&mut known).await;
                 if taken.is_err() {
                     // The kubelet asks again, and this goes on where it was.
-                    self.published = Some(published);
+                    self.known = Some(known);
                 }
                 taken
             }
+            // Nothing of it is in this process.
             None => {
                 self.shared.mounter.discard(&self.key).await?;
                 self.remove_record().await
@@ -313,19 +268,21 @@ impl Volume {
     }
 
     /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. May be repeated.
-    async fn take_away(&self, published: &mut Published) -> Result<(), CsiError> {
-        published.stop.cancel();
-        while published.keeping.join_next().await.is_some() {}
-        let pod = &published.record.pod;
-        let member = ConsumerId::volume(&published.name);
+    async fn take_away(&self, known: &mut Known) -> Result<(), CsiError> {
+        if let Some(kept) = &mut known.kept {
+            kept.stop().await;
+        }
+        let member = ConsumerId::volume(&known.name);
         let broker = &self.shared.files.broker;
-        broker.login_tokens().withdraw(&pod.account, &member);
+        broker.login_tokens().withdraw(&known.record.pod.account, &member);
         broker.consumer_gone(member).await;
-        self.shared.files.board.remove(&published.name);
-        let root = published.root.try_clone().map_err(CsiError::Record)?;
-        let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
-        if let Ok(Err(error)) = wiped {
-            tracing::warn!(volume = %self.key, %error, "a volume's files are not all overwritten");
+        self.shared.files.board.remove(&known.name);
+        if let Some(kept) = &known.kept {
+            let root = kept.root().try_clone_to_owned().map_err(CsiError::Record)?;
+            let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
+            if let Ok(Err(error)) = wiped {
+                tracing::warn!(volume = %self.key, %error, "not all files are overwritten");
+            }
         }
         self.shared.mounter.discard(&self.key).await?;
         self.remove_record().await
@@ -346,19 +303,6 @@ impl Volume {
     }
 }
 
-fn unusable(what: &'static str, config: &VolumeConfig, source: std::io::Error) -> MountError {
-    MountError::Io { what, path: config.path.clone(), source }
-}
-
-/// Waits until the files' task ends by itself, which it never should.
-async fn ended(keeping: Option<&mut JoinSet<anyhow::Result<()>>>) -> Option<String> {
-    let ended = match keeping {
-        Some(keeping) if !keeping.is_empty() => keeping.join_next().await?,
-        _ => std::future::pending().await,
-    };
-    Some(match ended {
-        Ok(Ok(())) => "its task ended".to_owned(),
-        Ok(Err(error)) => format!("{error:#}"),
-        Err(error) => error.to_string(),
-    })
-}
+#[cfg(test)]
+#[path = "volume_tests.rs"]
+mod tests;

@@ -13,7 +13,7 @@ use crate::delivery::files;
 use crate::delivery::socket::Server;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
-use crate::telemetry::{Hits, Limit, Metrics};
+use crate::telemetry::{Chain, Hits, Limit, Metrics};
 
 use super::CsiConfig;
 use super::error::CsiError;
@@ -46,9 +46,8 @@ pub(super) struct Volumes {
 
 impl Volumes {
     /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
-    pub(super) fn new(shared: Shared, work: CancellationToken) -> Self {
-        let (shared, tasks) = (Arc::new(shared), TaskTracker::new());
-        Self { shared, tasks, work, running: Arc::default() }
+    pub(super) fn new(shared: Arc<Shared>, work: CancellationToken) -> Self {
+        Self { shared, tasks: TaskTracker::new(), work, running: Arc::default() }
     }
 
     /// Publishes a volume, or brings a published one its pod's new token. Runs to its end also when
@@ -80,17 +79,17 @@ impl Volumes {
             let key = mounted.key;
             match records.remove(&key) {
                 Some(record) => {
-                    let mut volume = Volume::new(Arc::clone(&self.shared), key.clone());
-                    match volume.adopt(record).await {
-                        Ok(()) => drop(self.start(key, volume)),
-                        Err(error) => {
-                            tracing::error!(volume = %key, %error, "cannot take up a volume");
-                        }
+                    let mut volume = Volume::left(Arc::clone(&self.shared), key.clone());
+                    if let Err(error) = volume.adopt(record).await {
+                        let error = Chain(&error);
+                        tracing::error!(volume = %key, %error, "cannot take up a volume yet");
                     }
+                    self.start(key, volume);
                 }
                 // A pod may be using it: the kubelet's next call writes its record anew.
                 None if mounted.bound => {
                     tracing::warn!(volume = %key, "a bound volume has no record");
+                    self.start(key.clone(), Volume::left(Arc::clone(&self.shared), key));
                 }
                 None => {
                     tracing::info!(volume = %key, "taking away an unfinished volume");
@@ -187,6 +186,13 @@ impl Budget {
         })?;
         Ok(Reservation { bytes, used: Arc::clone(&self.used) })
     }
+
+    /// Counts what is used already, also beyond the limit: then nothing new is let in.
+    pub(super) fn count(&self, size: TmpfsSize) -> Reservation {
+        let bytes = size.bytes();
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        Reservation { bytes, used: Arc::clone(&self.used) }
+    }
 }
 
 impl Drop for Reservation {
@@ -215,6 +221,10 @@ mod tests {
         shown(2 * size.bytes(), 1);
         drop(first);
         shown(size.bytes(), 1);
+        let third = budget.count(size);
+        assert!(budget.reserve(size).is_err());
+        let fourth = budget.count(size);
+        drop((third, fourth));
         assert!(budget.reserve(size).is_ok());
     }
 }

@@ -143,6 +143,14 @@ impl PodClaims {
     }
 }
 
+#[cfg(test)]
+impl PodClaims {
+    /// Claims as a test wants them.
+    pub(crate) fn supposed(pod: Pod, node: NodeName, expires_at: SystemTime) -> Self {
+        Self { pod, node, expires_at }
+    }
+}
+
 /// What the kubelet says of the pod it publishes a volume for (`podInfoOnMount`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodInfo {
