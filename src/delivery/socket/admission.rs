@@ -14,6 +14,8 @@ use crate::identity::Subject;
 
 /// Callers remembered before idle ones are forgotten.
 const CALLERS_MAX: usize = 1024;
+/// Refused connections that are kept until their request is read away.
+const REFUSED_MAX: usize = 64;
 /// Denials per second and caller that get an audit record of their own.
 const DENIAL_RECORDS_PER_SECOND: u32 = 10;
 /// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs
@@ -136,6 +138,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Admission {
     connections: Arc<Semaphore>,
+    refused: Arc<Semaphore>,
     limits: Limits,
     payers: Mutex<HashMap<Payer, Arc<Budget>>>,
 }
@@ -161,12 +164,18 @@ impl Admission {
     /// Caps all connections at `connections`, everything else by `limits`.
     pub fn new(connections: usize, limits: Limits) -> Self {
         let connections = Arc::new(Semaphore::new(connections));
-        Self { connections, limits, payers: Mutex::default() }
+        let refused = Arc::new(Semaphore::new(REFUSED_MAX));
+        Self { connections, refused, limits, payers: Mutex::default() }
     }
 
     /// A place for a connection, before anything is known about the peer.
     pub fn connection(&self) -> Option<OwnedSemaphorePermit> {
         self.connections.clone().try_acquire_owned().ok()
+    }
+
+    /// A place for a connection that was refused, beside all others.
+    pub fn refused(&self) -> Option<OwnedSemaphorePermit> {
+        self.refused.clone().try_acquire_owned().ok()
     }
 
     /// A place for a connection of this caller, unless it has too many. A declared volume never
