@@ -309,6 +309,23 @@ async fn huge_and_malformed_requests_end_with_4xx_and_a_closed_connection() {
 }
 
 #[tokio::test]
+async fn connections_that_are_refused_take_no_places() {
+    let server = serve(Limits { connections: 3, connections_per_user: 1, ..Limits::default() });
+    let mut admitted = server.connect().await;
+    admitted.write_all(GET).await.unwrap();
+    assert!(admitted.read(&mut [0; 1024]).await.unwrap() > 0);
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let mut stream = server.connect().await;
+        let answer = read_to_end(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+        // It stays at this end.
+        open.push(stream);
+    }
+    assert_eq!((server.refused("connections_per_user"), server.refused("connections")), (10, 0));
+}
+
+#[tokio::test]
 async fn one_users_connections_are_capped_and_freed() {
     let server = serve(Limits { connections_per_user: 2, ..Limits::default() });
     let mut open = Vec::new();

@@ -20,6 +20,7 @@ pub mod local;
 pub mod mounts;
 pub mod protocol;
 pub mod sandbox;
+mod selinux;
 pub mod server;
 mod size;
 pub mod target;

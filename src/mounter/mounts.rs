@@ -16,7 +16,7 @@ use rustix::process::geteuid;
 use super::protocol::{INODES_PER_REPLY, VOLUMES_PER_REPLY};
 use super::target::{KubeletRoot, TARGET_DIRECTORY, Target, TargetError, VolumeKey};
 use super::tree::{self, On, if_there, make_directory, mounted_on, open_directory};
-use super::{Failure, Mounted, TmpfsSize, failed, tmpfs};
+use super::{Failure, Mounted, TmpfsSize, failed, selinux, tmpfs};
 use crate::domain::CsiDriverName;
 use crate::mountinfo::{self, MountLine};
 
@@ -115,10 +115,33 @@ impl Mounts {
             }
             return self.hand_over(&directory, &table);
         }
-        let made = tmpfs::create(self.config.driver.as_str(), size, self.config.agent_uid)
-            .map_err(failed("make a tmpfs"))?;
+        let made = self.create(key, size, &table).map_err(failed("make a tmpfs"))?;
         tmpfs::attach(made.as_fd(), directory.as_fd()).map_err(failed("mount the tmpfs"))?;
         self.hand_over(&made, &self::table()?)
+    }
+
+    /// Makes a volume's tmpfs, with a label where the node wants one.
+    fn create(
+        &self,
+        key: &VolumeKey,
+        size: TmpfsSize,
+        table: &[MountLine],
+    ) -> Result<OwnedFd, Errno> {
+        let (id, _) = tree::mount_of(&self.kubelet)?;
+        let create =
+            |label| tmpfs::create(self.config.driver.as_str(), size, self.config.agent_uid, label);
+        let label = selinux::label(table.iter().find(|line| line.id == id));
+        match create(label) {
+            Err(error) if label.is_some() && selinux::refuses_labels(error) => {
+                tracing::warn!(
+                    volume = %key, label, %error,
+                    "volume has no SELinux label, so its pod may not be able to read it: let the \
+                     node's policy give container runtimes' volumes this one"
+                );
+                create(None)
+            }
+            made => made,
+        }
     }
 
     /// Binds a volume onto its target.

@@ -21,14 +21,22 @@ const HARMLESS: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 /// Pods enter a volume as any user; its files' own modes decide who reads them.
 const ROOT_MODE: &str = "0755";
 
-/// Makes a tmpfs that is attached nowhere yet and belongs to `owner`. A kernel before 6.4 does not
-/// know `noswap` and makes one without it.
-pub(super) fn create(source: &str, size: TmpfsSize, owner: u32) -> Result<OwnedFd, Errno> {
+/// Makes a tmpfs that is attached nowhere yet and belongs to `owner`; `label` is the SELinux context
+/// of all that lies on it. A kernel before 6.4 does not know `noswap` and makes one without it.
+pub(super) fn create(
+    source: &str,
+    size: TmpfsSize,
+    owner: u32,
+    label: Option<&str>,
+) -> Result<OwnedFd, Errno> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", source)?;
     set_size(&context, size)?;
     fsconfig_set_string(&context, "mode", ROOT_MODE)?;
     fsconfig_set_string(&context, "uid", owner.to_string())?;
+    if let Some(label) = label {
+        fsconfig_set_string(&context, "context", label)?;
+    }
     match fsconfig_set_flag(&context, "noswap") {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(errno) => return Err(errno),

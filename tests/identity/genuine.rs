@@ -6,8 +6,9 @@ use secrets_broker::domain::PodUid;
 use secrets_broker::identity::cgroup::{Placement, placement};
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
 
+use crate::door::{Door, PODS};
 use crate::place::{ATTACKER, VICTIM};
-use crate::rig::{Door, Rig};
+use crate::rig::Rig;
 use crate::stage::Actor;
 
 /// A claim, and what shows it in one place.
@@ -21,24 +22,30 @@ pub(crate) const CONTROLS: [Control; 4] = [
 ];
 
 fn victim(rig: &Rig) -> bool {
-    served(rig, &mut rig.actor_in(&rig.place.container(VICTIM)), Door::Victim)
+    served_as_a_pod(rig, VICTIM).iter().all(|served| *served)
 }
 
 fn attacker(rig: &Rig) -> bool {
-    !served(rig, &mut rig.actor_in(&rig.place.container(ATTACKER)), Door::Victim)
+    served_as_a_pod(rig, ATTACKER).iter().all(|served| !served)
+}
+
+/// What a pod's process gets at each door that opens for the victim.
+fn served_as_a_pod(rig: &Rig, uid: &str) -> Vec<bool> {
+    let mut actor = rig.actor_in(&rig.place.container(uid));
+    PODS.iter().map(|door| served(rig, &mut actor, *door)).collect()
 }
 
 fn host(rig: &Rig) -> bool {
     let mut host = Actor::start();
     served(rig, &mut host, Door::Operator)
         && served(rig, &mut host, Door::Kubelet)
-        && !served(rig, &mut host, Door::Victim)
+        && !PODS.iter().any(|door| served(rig, &mut host, *door))
 }
 
 fn served(rig: &Rig, actor: &mut Actor, door: Door) -> bool {
-    actor.tell(&format!("connect {}", rig.socket().display()));
+    rig.connect(actor, door);
     let accepted = rig.accept(door);
-    let served = rig.serves(&accepted, door);
+    let served = rig.serves(actor, &accepted, door);
     actor.tell("hang-up");
     served
 }

@@ -2,15 +2,16 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use crate::door::Door;
 use crate::place::{ATTACKER, ID, VICTIM};
-use crate::rig::{CONNECTIONS, Door, Rig, Tally};
+use crate::rig::{CONNECTIONS, Rig, Tally};
 use crate::stage::Actor;
 use crate::weak::{VICTIMS_COMMAND, VICTIMS_GROUP, VICTIMS_USER};
 
 const USER: u32 = 4242;
 
 /// Binds the victim's cgroup somewhere, as root of a mount namespace and as a mere user.
-pub(crate) fn mountinfo(rig: &Rig) -> Tally {
+pub(crate) fn mountinfo(rig: &Rig, door: Door) -> Tally {
     let theirs = rig.place.tree.make(&rig.place.container(VICTIM));
     let target = rig.directory.path().join("bound");
     std::fs::create_dir_all(&target).unwrap();
@@ -26,51 +27,52 @@ pub(crate) fn mountinfo(rig: &Rig) -> Tally {
             liar.tell(&step);
         }
         liar.tell(&bind);
-        tally = tally.and(rig.knock(&mut liar, Door::Victim, CONNECTIONS / 2));
+        tally = tally.and(rig.knock(&mut liar, door, CONNECTIONS / 2));
     }
     tally
 }
 
-/// In another pod, and on the host: neither is the victim with any user or group.
-pub(crate) fn credentials(rig: &Rig) -> Tally {
+/// In another pod, and on the host: neither is anybody else with any user or group.
+pub(crate) fn credentials(rig: &Rig, door: Door) -> Tally {
     let agent = rustix::process::geteuid().as_raw();
-    let lies = [
-        (format!("{VICTIMS_USER} {VICTIMS_GROUP}"), Door::Victim),
-        (format!("{USER} {USER} {VICTIMS_GROUP}"), Door::Victim),
-        (format!("0 0 {VICTIMS_GROUP}"), Door::Victim),
-        (format!("{USER} 0 0"), Door::Operator),
-        (format!("{agent} {agent}"), Door::Operator),
-    ];
+    let lies = if door.is_a_pods() {
+        vec![
+            format!("{VICTIMS_USER} {VICTIMS_GROUP}"),
+            format!("{USER} {USER} {VICTIMS_GROUP}"),
+            format!("0 0 {VICTIMS_GROUP}"),
+        ]
+    } else {
+        vec![format!("{USER} {USER} 0"), format!("{agent} {agent}")]
+    };
     let count = CONNECTIONS / lies.len() + 1;
     let mut tally = Tally::default();
-    for (lie, door) in lies {
+    for lie in lies {
         let mut liar = rig.actor_in(&rig.place.container(ATTACKER));
         liar.tell(&format!("become {lie}"));
         tally = tally.and(rig.knock(&mut liar, door, count));
     }
-    let mut host = Actor::start();
-    host.tell(&format!("become {VICTIMS_USER} {VICTIMS_GROUP}"));
-    tally.and(rig.knock(&mut host, Door::Victim, count))
-}
-
-pub(crate) fn commands(rig: &Rig) -> Tally {
-    let lies = [
-        (VICTIMS_COMMAND, Door::Victim),
-        ("kubelet", Door::Kubelet),
-        ("x) S 1 (y", Door::Operator),
-    ];
-    let mut tally = Tally::default();
-    for (name, door) in lies {
-        let mut liar = Actor::start_as(name);
-        rig.place.tree.put(liar.pid(), &rig.place.container(ATTACKER));
-        liar.tell(&format!("call-itself {name}"));
-        tally = tally.and(rig.knock(&mut liar, door, CONNECTIONS / lies.len() + 1));
+    if door.is_a_pods() {
+        let mut host = Actor::start();
+        host.tell(&format!("become {VICTIMS_USER} {VICTIMS_GROUP}"));
+        tally = tally.and(rig.knock(&mut host, door, count));
     }
     tally
 }
 
+pub(crate) fn commands(rig: &Rig, door: Door) -> Tally {
+    let name = match door {
+        Door::Victim | Door::PodSocket => VICTIMS_COMMAND,
+        Door::Kubelet => "kubelet",
+        Door::Operator => "x) S 1 (y",
+    };
+    let mut liar = Actor::start_as(name);
+    rig.place.tree.put(liar.pid(), &rig.place.container(ATTACKER));
+    liar.tell(&format!("call-itself {name}"));
+    rig.knock(&mut liar, door, CONNECTIONS)
+}
+
 /// Root in every kind of container.
-fn root_at(rig: &Rig, door: Door) -> Tally {
+pub(crate) fn root(rig: &Rig, door: Door) -> Tally {
     let name = &rig.place.name;
     let cgroups = [
         rig.place.container(ATTACKER),
@@ -84,12 +86,4 @@ fn root_at(rig: &Rig, door: Door) -> Tally {
     let count = CONNECTIONS / cgroups.len() + 1;
     let knock = |cgroup: &String| rig.knock(&mut rig.actor_in(cgroup), door, count);
     cgroups.iter().map(knock).fold(Tally::default(), Tally::and)
-}
-
-pub(crate) fn root_at_the_operators_door(rig: &Rig) -> Tally {
-    root_at(rig, Door::Operator)
-}
-
-pub(crate) fn root_at_the_kubelets_door(rig: &Rig) -> Tally {
-    root_at(rig, Door::Kubelet)
 }

@@ -1,13 +1,17 @@
 //! The forgery suite: real processes in real cgroup trees lie about who they are.
 //!
 //! Each class of lies is tried in a v1 and a v2 hierarchy and under both of the kubelet's drivers,
-//! on real sockets, against the product's own placement. An attempt counts as lost when the liar is
-//! taken for the victim, or for an operator. Each class also meets attestors that make the usual
-//! mistakes ([`weak`]); one of them must fall for it, or the class proves nothing.
+//! on real sockets, at every door where it could pay ([`door`]): against the product's placement,
+//! and against its own server on a pod's socket ([`agent`]). An attempt counts as lost when the
+//! liar is taken for the victim, or for an operator, or hears the victim's secret. Each class also
+//! meets attestors that make the usual mistakes ([`weak`]); one of them must fall for it, or the
+//! class proves nothing.
 //!
 //! Takes root. What is made lies below one name in each hierarchy and is removed again, also after
 //! a panic.
 
+mod agent;
+mod door;
 mod forged;
 mod genuine;
 mod lies;
@@ -22,31 +26,37 @@ mod weak;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use door::{ALL, Door, HOST, OPERATORS, PODS, PODS_AND_OPERATORS};
 use rig::{Rig, Tally};
 
 /// The least number of forgeries a run makes.
 const ATTEMPTS_MIN: usize = 10_000;
 
-type Class = (&'static str, fn(&Rig) -> Tally);
+/// What a class of lies is, the doors where it could pay, and how it is told.
+type Class = (&'static str, &'static [Door], fn(&Rig, Door) -> Tally);
 
 const CLASSES: [Class; 17] = [
-    ("victim's names below the attacker's own container", forged::below_a_container),
-    ("victim's names in a cgroup that a user was given", forged::in_a_delegated_cgroup),
-    ("victim's names beside the kubelet's root", forged::beside_the_root),
-    ("a docker engine beside all pods", forged::sibling_engine),
-    ("uids and slices that are nearly the victim's", forged::nearly_the_victim),
-    ("in the victim's pod, but no container of it", forged::no_container_of_the_victim),
-    ("hierarchies that disagree", forged::disagreeing_hierarchies),
-    ("the victim's cgroup bound over a mount of the attacker", lies::mountinfo),
-    ("uids, gids and groups of the victim and of operators", lies::credentials),
-    ("the victim's command and arguments", lies::commands),
-    ("root in a container at the operators' door", lies::root_at_the_operators_door),
-    ("root in a container at the kubelet's door", lies::root_at_the_kubelets_door),
-    ("the pid of a gone attacker, given to the victim", processes::reused_pid),
-    ("a socket that the victim passed on before it went", processes::passed_socket),
-    ("a socket inherited from a victim that went", processes::inherited_socket),
-    ("exec of a program with more rights after connecting", processes::exec_after_connect),
-    ("a main thread that is gone, or a whole process", processes::exited),
+    ("victim's names below the attacker's own container", PODS, forged::below_a_container),
+    ("victim's names in a cgroup that a user was given", PODS, forged::in_a_delegated_cgroup),
+    ("victim's names beside the kubelet's root", PODS, forged::beside_the_root),
+    ("a docker engine beside all pods", PODS, forged::sibling_engine),
+    ("uids and slices that are nearly the victim's", PODS, forged::nearly_the_victim),
+    ("in the victim's pod, but no container of it", PODS, forged::no_container_of_the_victim),
+    ("hierarchies that disagree", PODS, forged::disagreeing_hierarchies),
+    ("the victim's cgroup bound over a mount of the attacker", PODS, lies::mountinfo),
+    ("uids, gids and groups of others", PODS_AND_OPERATORS, lies::credentials),
+    ("commands and arguments of others", ALL, lies::commands),
+    ("root in a container", HOST, lies::root),
+    ("the pid of a gone attacker, given to the victim", PODS, processes::reused_pid),
+    ("a socket that the victim passed on before it went", PODS, processes::passed_socket),
+    ("a socket inherited from a victim that went", PODS, processes::inherited_socket),
+    ("exec of the victim's program after connecting", PODS, processes::exec_as_the_victim),
+    (
+        "exec of a program with more rights after connecting",
+        OPERATORS,
+        processes::exec_after_connect,
+    ),
+    ("a main thread that is gone, or a whole process", OPERATORS, processes::exited),
 ];
 
 fn main() -> ExitCode {
@@ -69,13 +79,16 @@ fn main() -> ExitCode {
         println!("{}: {name}", if good { "ok" } else { "FAILED" });
         judge(good);
     }
-    for (name, class) in CLASSES {
-        let all = || rigs.iter().map(class).fold(Tally::default(), Tally::and);
-        let tally = catch_unwind(AssertUnwindSafe(all)).unwrap_or_default();
-        let good = tally.is_good();
-        println!("{}: {name}: {tally}", if good { "ok" } else { "FAILED" });
-        attempts += tally.attempts;
-        judge(good);
+    for (name, doors, class) in CLASSES {
+        for door in doors {
+            let told = rigs.iter().map(|rig| class(rig, *door));
+            let all = || told.fold(Tally::default(), Tally::and);
+            let tally = catch_unwind(AssertUnwindSafe(all)).unwrap_or_default();
+            let good = tally.is_good();
+            println!("{}: {name}, at {door}: {tally}", if good { "ok" } else { "FAILED" });
+            attempts += tally.attempts;
+            judge(good);
+        }
     }
     println!("{attempts} attempts, at least {ATTEMPTS_MIN} are wanted");
     judge(attempts >= ATTEMPTS_MIN);

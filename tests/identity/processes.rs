@@ -1,84 +1,107 @@
 //! One process connects and another one reads: pids, sockets and programs that change hands.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use rustix::net::{RecvFlags, recv};
 
+use crate::door::Door;
 use crate::place::{ATTACKER, VICTIM};
-use crate::rig::{Accepted, CONNECTIONS, Door, PROCESSES, Rig, Tally};
+use crate::puppet;
+use crate::rig::{Accepted, CONNECTIONS, PROCESSES, Rig, Tally};
 use crate::stage::Actor;
 use crate::tree::Version;
+use crate::weak::VICTIMS_COMMAND;
 
 const USER: u32 = 4242;
 
-fn connect(rig: &Rig, actor: &mut Actor) {
-    actor.tell(&format!("connect {}", rig.socket().display()));
-}
-
 /// The attacker connects, leaves the socket to a child and goes; its pid becomes the victim's.
-pub(crate) fn reused_pid(rig: &Rig) -> Tally {
+pub(crate) fn reused_pid(rig: &Rig, door: Door) -> Tally {
     let mut tally = Tally::default();
     let mut creator = Actor::start();
     for _ in 0..PROCESSES {
         let mut attacker = rig.actor_in(&rig.place.container(ATTACKER));
-        connect(rig, &mut attacker);
+        rig.connect(&mut attacker, door);
         attacker.tell("fork-and-exit");
         attacker.reap();
         creator.tell(&format!("create {}", attacker.pid()));
         rig.place.tree.put(attacker.pid(), &rig.place.container(VICTIM));
-        let accepted = rig.accept(Door::Victim);
-        tally.count(rig.serves(&accepted, Door::Victim), &accepted.believed);
+        let accepted = rig.accept(door);
+        tally.count(rig.serves(&mut attacker, &accepted, door), &accepted.believed);
         creator.tell("end-created");
         attacker.tell("exit");
     }
     tally
 }
 
-/// An attestor that asks when a connection is accepted, and never again, is the weak one here.
-fn count_later(rig: &Rig, tally: &mut Tally, at_accept: bool, accepted: &Accepted) {
-    let asked_once: &[&str] = if at_accept { &["asks once"] } else { &[] };
-    tally.count(rig.serves(accepted, Door::Victim), asked_once);
+/// The victim connects and is identified; whether it is served. An attestor that asks when a
+/// connection is accepted, and never again, is the weak one here.
+fn identified(rig: &Rig, victim: &mut Actor, door: Door) -> (Accepted, &'static [&'static str]) {
+    rig.connect(victim, door);
+    let accepted = rig.accept(door);
+    let at_accept = rig.serves(victim, &accepted, door);
+    (accepted, if at_accept { &["asks once"] } else { &[] })
+}
+
+/// What another process gets on a socket whose connector went. It asks before the agent had a
+/// chance to notice that.
+fn served_to(rig: &Rig, holder: &mut Actor, accepted: &Accepted, door: Door) -> bool {
+    if door == Door::Victim {
+        holder.tell("ask");
+        assert!(asked(accepted), "the process holds the socket");
+    }
+    rig.serves(holder, accepted, door)
 }
 
 /// The victim connects and is identified, passes its socket to the attacker and goes.
-pub(crate) fn passed_socket(rig: &Rig) -> Tally {
+pub(crate) fn passed_socket(rig: &Rig, door: Door) -> Tally {
     let mut tally = Tally::default();
     let mut attacker = rig.actor_in(&rig.place.container(ATTACKER));
     let meeting = rig.directory.path().join("meeting");
     for _ in 0..PROCESSES {
         attacker.tell(&format!("await {}", meeting.display()));
         let mut victim = rig.actor_in(&rig.place.container(VICTIM));
-        connect(rig, &mut victim);
-        let accepted = rig.accept(Door::Victim);
-        let at_accept = rig.serves(&accepted, Door::Victim);
+        let (accepted, asked_once) = identified(rig, &mut victim, door);
+        rig.looks_away();
         victim.tell(&format!("pass {}", meeting.display()));
         attacker.tell("take");
         victim.tell("exit");
         victim.reap();
-        attacker.tell("ask");
-        assert!(asked(&accepted), "the attacker holds the socket");
-        count_later(rig, &mut tally, at_accept, &accepted);
+        tally.count(served_to(rig, &mut attacker, &accepted, door), asked_once);
         attacker.tell("hang-up");
     }
     tally
 }
 
 /// The victim connects and is identified, and goes; its child moved to the attacker's container.
-pub(crate) fn inherited_socket(rig: &Rig) -> Tally {
+pub(crate) fn inherited_socket(rig: &Rig, door: Door) -> Tally {
     let mut tally = Tally::default();
     for _ in 0..PROCESSES {
         let mut victim = rig.actor_in(&rig.place.container(VICTIM));
-        connect(rig, &mut victim);
-        let accepted = rig.accept(Door::Victim);
-        let at_accept = rig.serves(&accepted, Door::Victim);
+        let (accepted, asked_once) = identified(rig, &mut victim, door);
+        rig.looks_away();
         let child: u32 = victim.tell("fork-and-exit").parse().unwrap();
         victim.reap();
         rig.place.tree.put(child, &rig.place.container(ATTACKER));
-        victim.tell("ask");
-        assert!(asked(&accepted), "the child holds the socket");
-        count_later(rig, &mut tally, at_accept, &accepted);
+        tally.count(served_to(rig, &mut victim, &accepted, door), asked_once);
         victim.tell("exit");
+    }
+    tally
+}
+
+/// An attacker connects, then becomes a program that is called like the victim's.
+pub(crate) fn exec_as_the_victim(rig: &Rig, door: Door) -> Tally {
+    let program = rig.directory.path().join(VICTIMS_COMMAND);
+    drop(fs::remove_file(&program));
+    symlink(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut tally = Tally::default();
+    for _ in 0..PROCESSES {
+        let mut liar = rig.actor_in(&rig.place.container(ATTACKER));
+        rig.connect(&mut liar, door);
+        let socket = liar.tell(&format!("exec {} {}", program.display(), puppet::ARGUMENT));
+        liar.tell(&format!("adopt {socket}"));
+        let accepted = rig.accept(door);
+        tally.count(rig.serves(&mut liar, &accepted, door), &accepted.believed);
     }
     tally
 }
@@ -90,7 +113,7 @@ fn asked(accepted: &Accepted) -> bool {
 }
 
 /// A user connects, then becomes a program of root's, on the host and in a container.
-pub(crate) fn exec_after_connect(rig: &Rig) -> Tally {
+pub(crate) fn exec_after_connect(rig: &Rig, door: Door) -> Tally {
     let program = rig.directory.path().join("setuid");
     fs::copy("/bin/sleep", &program).unwrap();
     fs::set_permissions(&program, PermissionsExt::from_mode(0o4755)).unwrap();
@@ -101,11 +124,11 @@ pub(crate) fn exec_after_connect(rig: &Rig) -> Tally {
             rig.place.tree.put(user.pid(), &rig.place.container(ATTACKER));
         }
         user.tell(&format!("become {USER} {USER}"));
-        connect(rig, &mut user);
+        rig.connect(&mut user, door);
         user.tell(&format!("exec {} 600", program.display()));
         wait_for_exec(user.pid());
-        let accepted = rig.accept(Door::Operator);
-        tally.count(rig.serves(&accepted, Door::Operator), &accepted.believed);
+        let accepted = rig.accept(door);
+        tally.count(rig.serves(&mut user, &accepted, door), &accepted.believed);
     }
     tally
 }
@@ -122,19 +145,19 @@ fn wait_for_exec(pid: u32) {
 }
 
 /// In v1 the kernel shows `/` for a thread that exited: a root container looks like the host.
-pub(crate) fn exited(rig: &Rig) -> Tally {
+pub(crate) fn exited(rig: &Rig, door: Door) -> Tally {
     let mut headless = rig.actor_in(&rig.place.container(ATTACKER));
     headless.tell("leave-main-thread");
-    let mut tally = rig.knock(&mut headless, Door::Operator, CONNECTIONS);
+    let mut tally = rig.knock(&mut headless, door, CONNECTIONS);
     let hidden = tally.fell_for("trusts the pid");
     assert_eq!(hidden, rig.place.tree.version == Version::V1, "v2 hides no exit");
     for _ in 0..PROCESSES {
         let mut zombie = rig.actor_in(&rig.place.container(ATTACKER));
-        connect(rig, &mut zombie);
+        rig.connect(&mut zombie, door);
         // Nobody waits for it, so it stays.
         zombie.tell("fork-and-exit");
-        let accepted = rig.accept(Door::Operator);
-        tally.count(rig.serves(&accepted, Door::Operator), &accepted.believed);
+        let accepted = rig.accept(door);
+        tally.count(rig.serves(&mut zombie, &accepted, door), &accepted.believed);
         zombie.tell("exit");
     }
     tally

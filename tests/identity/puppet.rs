@@ -2,17 +2,18 @@
 //!
 //! It has one thread, so it may fork. It ends with its input.
 
-#![expect(unsafe_code, reason = "fork, clone3 with a chosen pid, the exit of one thread")]
+#![expect(unsafe_code, reason = "fork, clone3 with a chosen pid, the exit of one thread, exec")]
 
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Gid, Uid};
-use rustix::io::{FdFlags, fcntl_setfd, read, write};
+use rustix::io::{Errno, FdFlags, fcntl_setfd, read, write};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -21,8 +22,13 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::thread::UnshareFlags;
 
+use crate::agent;
+
 /// What makes this binary a puppet.
 pub(crate) const ARGUMENT: &str = "puppet";
+
+/// How long it waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 type Outcome = Result<String, Box<dyn std::error::Error>>;
 
@@ -63,9 +69,13 @@ impl Puppet {
     fn act(&mut self, line: &str) -> Outcome {
         let words: Vec<&str> = line.split(' ').collect();
         match *words.as_slice() {
-            ["connect", path] => self.sockets.push(UnixStream::connect(path)?.into()),
+            ["connect", path] => self.connect(path)?,
             ["hang-up"] => self.sockets.clear(),
-            ["ask"] => _ = write(self.socket()?, b"GET")?,
+            // Who was refused already is told so by `hear`.
+            ["ask"] => _ = write(self.socket()?, agent::REQUEST),
+            ["hear"] => return self.hear(),
+            // SAFETY: the program that ran here before left this descriptor open for us.
+            ["adopt", fd] => self.sockets.push(unsafe { OwnedFd::from_raw_fd(fd.parse()?) }),
             ["make", path] => std::fs::create_dir_all(path)?,
             ["enter", path] => std::fs::write(Path::new(path).join("cgroup.procs"), "0")?,
             ["become", uid, gid] => become_user(uid, gid, &[])?,
@@ -101,6 +111,24 @@ impl Puppet {
         self.sockets.last().ok_or_else(|| "not connected".to_owned())
     }
 
+    fn connect(&mut self, path: &str) -> std::io::Result<()> {
+        let stream = UnixStream::connect(path)?;
+        // A server that neither answers nor hangs up is an error.
+        stream.set_read_timeout(Some(PATIENCE))?;
+        self.sockets.push(stream.into());
+        Ok(())
+    }
+
+    /// What the other end answered, in one line; nothing if it hung up.
+    fn hear(&self) -> Outcome {
+        let mut reply = [0; 4096];
+        match read(self.socket()?, &mut reply) {
+            Ok(length) => Ok(String::from_utf8_lossy(&reply[..length]).replace(['\r', '\n'], " ")),
+            Err(Errno::CONNRESET) => Ok(String::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn take(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let (stream, _) = self.meeting.as_ref().ok_or("nobody is awaited")?.accept()?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -123,7 +151,7 @@ impl Puppet {
         let words = words?;
         let mut arguments: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
         arguments.push(std::ptr::null());
-        write(std::io::stdout(), b"ok\n")?;
+        write(std::io::stdout(), format!("ok {}\n", self.socket()?.as_raw_fd()).as_bytes())?;
         // SAFETY: the strings are terminated and the list ends with a null pointer.
         unsafe { libc::execv(arguments[0], arguments.as_ptr()) };
         Err(std::io::Error::last_os_error().into())

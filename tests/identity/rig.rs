@@ -11,6 +11,8 @@ use secrets_broker::identity::Listener;
 use secrets_broker::identity::peer::{Peer, PeerError};
 use tokio::net::UnixStream;
 
+use crate::agent::{self, Agent};
+use crate::door::Door;
 use crate::place::{Place, victim};
 use crate::stage::Actor;
 use crate::tree::Trees;
@@ -21,23 +23,13 @@ pub(crate) const CONNECTIONS: usize = 260;
 /// The same where an attempt takes a process or more of its own.
 pub(crate) const PROCESSES: usize = 50;
 
-/// Which door a liar knocks at, so whom it wants to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
-    /// The socket in the victim's volume.
-    Victim,
-    /// The operator socket.
-    Operator,
-    /// The CSI driver's socket.
-    Kubelet,
-}
-
 /// One place with a socket that everybody may connect to.
 pub(crate) struct Rig {
     pub(crate) place: Place,
     pub(crate) directory: tempfile::TempDir,
     pub(crate) victim: Arc<Pod>,
     volume: VolumeName,
+    agent: Agent,
     listener: UnixListener,
     runtime: tokio::runtime::Runtime,
 }
@@ -62,12 +54,28 @@ impl Rig {
         let all = PermissionsExt::from_mode(0o666);
         std::fs::set_permissions(directory.path().join("s"), all).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let volume = "victims-volume".parse().unwrap();
-        Self { place, directory, victim: victim(), volume, listener, runtime }
+        let volume: VolumeName = "victims-volume".parse().unwrap();
+        let agent = Agent::start(directory.path(), &place.kubelet, &volume);
+        Self { place, directory, victim: victim(), volume, agent, listener, runtime }
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    fn socket(&self) -> PathBuf {
         self.directory.path().join("s")
+    }
+
+    /// Has an actor connect to the socket whose connections are judged here, and at a door of the
+    /// agent's there, too. The agent sees nothing of it before the connection is accepted.
+    pub(crate) fn connect(&self, actor: &mut Actor, door: Door) {
+        actor.tell(&format!("connect {}", self.socket().display()));
+        if door.is_the_agents() {
+            self.agent.hold();
+            actor.tell(&format!("connect {}", self.agent.socket(door).display()));
+        }
+    }
+
+    /// Keeps the agent from noticing anything until somebody has asked it.
+    pub(crate) fn looks_away(&self) {
+        self.agent.hold();
     }
 
     /// An actor in a cgroup.
@@ -85,13 +93,21 @@ impl Rig {
         let stream = UnixStream::from_std(stream).unwrap();
         let peer = Peer::of(&stream, Some(&self.place.kubelet));
         let believed = weak::believed(&stream, &self.place.kubelet, door);
+        self.agent.release();
         Accepted { peer, believed, stream }
     }
 
-    /// Whether the product serves this caller what only the door's owner may have, right now.
-    pub(crate) fn serves(&self, accepted: &Accepted, door: Door) -> bool {
+    /// Whether the product serves this caller what only the door's owner may have, right now. At a
+    /// door of the agent's, `holder` of the socket asks and says what it heard.
+    pub(crate) fn serves(&self, holder: &mut Actor, accepted: &Accepted, door: Door) -> bool {
+        if door.is_the_agents() {
+            holder.tell("ask");
+            self.agent.release();
+            return holder.tell("hear").contains(agent::SECRET);
+        }
         let Ok(peer) = &accepted.peer else { return false };
         let identified = match door {
+            Door::PodSocket => unreachable!("the agent judges"),
             Door::Victim => peer.identify_in_pod(&self.victim, &self.volume, None).is_ok(),
             Door::Operator => peer.identify(Listener::Operator).is_ok(),
             Door::Kubelet => peer.host_root().is_ok(),
@@ -101,12 +117,11 @@ impl Rig {
 
     /// Lets a liar connect `count` times.
     pub(crate) fn knock(&self, liar: &mut Actor, door: Door, count: usize) -> Tally {
-        let connect = format!("connect {}", self.socket().display());
         let mut tally = Tally::default();
         for _ in 0..count {
-            liar.tell(&connect);
+            self.connect(liar, door);
             let accepted = self.accept(door);
-            tally.count(self.serves(&accepted, door), &accepted.believed);
+            tally.count(self.serves(liar, &accepted, door), &accepted.believed);
             liar.tell("hang-up");
         }
         tally

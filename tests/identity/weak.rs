@@ -8,8 +8,8 @@ use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
 use secrets_broker::sys;
 use tokio::net::UnixStream;
 
+use crate::door::Door;
 use crate::place::VICTIM;
-use crate::rig::Door;
 
 /// The name of a mistake.
 pub(crate) type Weakness = &'static str;
@@ -29,7 +29,7 @@ pub(crate) fn believed(stream: &UnixStream, kubelet: &KubeletCgroup, door: Door)
     let groups = sys::peer_groups(stream.as_fd()).unwrap_or_default();
     let placed = placement(&file("cgroup"), Some(kubelet));
     let mistakes: [(Weakness, bool); 7] = match door {
-        Door::Victim => [
+        Door::Victim | Door::PodSocket => [
             ("searches the cgroup", names_victim(&file("cgroup"))),
             ("reads mountinfo", names_victim(&file("mountinfo"))),
             ("trusts the pid", is_victim(&placed)),

@@ -14,6 +14,8 @@ use crate::telemetry::{Hits, Metrics};
 
 /// Callers remembered before idle ones are forgotten.
 const CALLERS_MAX: usize = 1024;
+/// Refused connections that are kept until their request is read away.
+const REFUSED_MAX: usize = 64;
 /// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs
 /// many times a read.
 const REQUESTS_PER_DENIAL: u64 = 20;
@@ -138,6 +140,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Admission {
     connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
     refused: Hits,
     caps: Arc<Caps>,
     payers: Mutex<HashMap<Payer, Arc<Budget>>>,
@@ -171,14 +174,20 @@ impl Admission {
     ) -> Arc<Self> {
         let (places, refused) = (Arc::new(Semaphore::new(connections)), Hits::default());
         metrics.watch_places(name, connections, &places, &refused);
+        let refusals = Arc::new(Semaphore::new(REFUSED_MAX));
         let (caps, payers) = (Arc::clone(caps), Mutex::default());
-        Arc::new(Self { connections: places, refused, caps, payers })
+        Arc::new(Self { connections: places, refusals, refused, caps, payers })
     }
 
     /// A place for a connection, before anything is known about the peer.
     pub fn connection(&self) -> Option<OwnedSemaphorePermit> {
         let place = self.connections.clone().try_acquire_owned();
         place.inspect_err(|_| self.refused.count()).ok()
+    }
+
+    /// A place for a connection that was refused, beside all others.
+    pub fn refusal(&self) -> Option<OwnedSemaphorePermit> {
+        self.refusals.clone().try_acquire_owned().ok()
     }
 
     /// A place for a connection of this caller, unless it has too many.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node_door::{Introduced, NodeDoor, NotIntroduced};
 use super::request::Refusal;
-use super::routes::{Answering, Connection, over_budget};
+use super::routes::{Answering, Connection};
 use super::transport::{Answer, Caller, Placed};
 use super::{Server, answer};
 use crate::audit::AuditEvent;
@@ -51,7 +51,7 @@ impl Introduction {
         }
         if let Err(wait) = self.placed.admitted.budget().take_request(now) {
             self.server.deps.metrics.limited.inc();
-            return Answering::Now(Some(answer::refusal(&over_budget(wait))));
+            return Answering::over_budget(wait);
         }
         Answering::Later(Box::pin(Arc::clone(self).introduce_and_answer(request)))
     }

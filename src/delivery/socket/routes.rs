@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,9 @@ use super::secrets::Memos;
 use super::transport::{Answer, Caller, LetIn};
 use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
+
+/// How long a request over the budget waits for its refusal.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection's own state and what it answers from.
 pub(super) struct Connection {
@@ -45,7 +48,10 @@ impl Connection {
         let now = BootInstant::now();
         if let Err(wait) = self.caller.admitted.budget().take_request(now) {
             self.deps.metrics.limited.inc();
-            return Answering::Now(Some(answer::refusal(&over_budget(wait))));
+            return Answering::over_budget(wait);
+        }
+        if let Err(refusal) = self.check_alive() {
+            return Answering::Now(Some(answer::refusal(&refusal)));
         }
         if let Some(answer) = self.hit(&request, now) {
             return Answering::Now(Some(answer));
@@ -122,6 +128,13 @@ pub(super) fn over_budget(wait: Duration) -> Refusal {
     Refusal { retry_after, ..Refusal::new(status, "request rate of this caller exceeded") }
 }
 
+/// Lets a caller that asks too much wait for its answer: refusals at its own pace would cost others
+/// more than what it may ask for.
+async fn slowed(answer: Answer) -> Answer {
+    tokio::time::sleep(REFUSAL_PAUSE).await;
+    answer
+}
+
 /// A connection as hyper's service.
 pub(super) enum ConnectionService {
     /// Of a caller that is known.
@@ -163,12 +176,24 @@ pub(super) enum Answering {
     Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
 }
 
+impl Answering {
+    /// A refusal, after a pause.
+    pub(super) fn over_budget(wait: Duration) -> Self {
+        Self::Later(Box::pin(slowed(answer::refusal(&over_budget(wait)))))
+    }
+}
+
 impl Future for Answering {
     type Output = Result<Answer, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            Self::Now(answer) => Poll::Ready(Ok(answer.take().unwrap_or_default())),
+            Self::Now(answer) => {
+                // Whoever asks without waiting for replies gives way to others now and then.
+                let progress = ready!(tokio::task::coop::poll_proceed(cx));
+                progress.made_progress();
+                Poll::Ready(Ok(answer.take().unwrap_or_default()))
+            }
             Self::Later(future) => future.as_mut().poll(cx).map(Ok),
         }
     }

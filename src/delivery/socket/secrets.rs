@@ -182,8 +182,10 @@ impl Connection {
         }
     }
 
-    /// The descriptor may have been passed on; its new holder was never identified.
-    fn check_alive(&self) -> Result<(), Refusal> {
+    /// The descriptor may have been passed on; its new holder was never identified. That the
+    /// connection ends with its connector is no substitute: a busy agent hears of an exit and of
+    /// what was asked after it at the same time.
+    pub(super) fn check_alive(&self) -> Result<(), Refusal> {
         if self.caller.peer.still_alive() {
             return Ok(());
         }

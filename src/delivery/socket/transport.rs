@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -139,8 +140,7 @@ impl Transport {
             let (shared, stop) = (shared.clone(), stop.clone());
             connections.spawn(async move {
                 let (transport, make) = &*shared;
-                transport.connection(stream, make, stop).await;
-                drop(slot);
+                transport.connection(stream, slot, make, stop).await;
             });
         }
         // The path disappears first, so that nobody new waits for a server that is going away.
@@ -150,8 +150,13 @@ impl Transport {
         }
     }
 
-    async fn connection<S, F>(&self, stream: UnixStream, make: &F, stop: CancellationToken)
-    where
+    async fn connection<S, F>(
+        &self,
+        stream: UnixStream,
+        slot: OwnedSemaphorePermit,
+        make: &F,
+        stop: CancellationToken,
+    ) where
         F: Fn(LetIn) -> S,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
         S::Future: Unpin,
@@ -168,7 +173,12 @@ impl Transport {
             Err((reason, status, message)) => {
                 self.count_refused(reason);
                 tracing::debug!(socket = self.label(), reason, message, "connection refused");
-                refuse(stream, status, &message).await;
+                // Its place is for those who are let in; of the refused only some get time to read.
+                drop(slot);
+                refuse_now(&stream, status, &message);
+                if let Some(_few) = self.admission.refusal() {
+                    drain(stream).await;
+                }
             }
         }
     }
@@ -328,11 +338,10 @@ fn refuse_now(stream: &UnixStream, status: &str, message: &str) {
     let _ = rustix::io::write(stream, refusal_bytes(status, message).as_bytes());
 }
 
-/// Says why and reads the request away, so that closing does not destroy the reply.
-async fn refuse(stream: UnixStream, status: &str, message: &str) {
-    refuse_now(&stream, status, message);
+/// Reads the request away, so that closing does not destroy the reply that was written.
+async fn drain(stream: UnixStream) {
     let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
-    let drain = async {
+    let drained = async {
         let mut scrap = [0_u8; 4096];
         while stream.readable().await.is_ok() {
             match stream.try_read(&mut scrap) {
@@ -342,5 +351,5 @@ async fn refuse(stream: UnixStream, status: &str, message: &str) {
             }
         }
     };
-    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, drain).await;
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, drained).await;
 }

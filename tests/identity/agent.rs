@@ -1,0 +1,199 @@
+//! The agent's own server, on the socket in the victim's volume: what a liar hears there counts, not
+//! what a function says about it.
+//!
+//! It has one thread, which a test can hold: whatever happens meanwhile, the agent notices all of
+//! it at once, and too late to be warned by one thing of another. A busy node does the same, only
+//! not when a test needs it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+use async_trait::async_trait;
+use secrets_broker::audit::{Audit, AuditConfig, Output};
+use secrets_broker::broker::settings::Settings;
+use secrets_broker::broker::task::BrokerTask;
+use secrets_broker::delivery::socket::{
+    self, BoundSocket, Deps, Limits, OperatorApi, Ownership, PodDoor, Refusal, Server,
+    SourceDirectory, Viewer,
+};
+use secrets_broker::domain::VolumeName;
+use secrets_broker::identity::ProofStrength;
+use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
+use secrets_broker::identity::pods::DirectoryState;
+use secrets_broker::identity::self_test::NodeProof;
+use secrets_broker::policy::{
+    CompiledPolicy, Effect, GrantConfig, GrantLogin, Policy, PolicyConfig, Share, Who,
+};
+use secrets_broker::source::SharedSource;
+use secrets_broker::source::local::{LocalConfig, LocalSource};
+use secrets_broker::status::VolumeBoard;
+use secrets_broker::telemetry::Metrics;
+use serde_json::value::RawValue;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::door::{AGENTS, Door};
+use crate::place::victim;
+
+/// What only the victim may hear.
+pub(crate) const SECRET: &str = "the-victims-own";
+/// What asks for it.
+pub(crate) const REQUEST: &[u8] = b"GET /v1/secret/data/victim HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// One server with a socket for each of its doors.
+pub(crate) struct Agent {
+    /// Whoever holds its thread lets go when this is dropped.
+    held: RefCell<Option<mpsc::Sender<()>>>,
+    directory: PathBuf,
+    runtime: Runtime,
+}
+
+impl Agent {
+    pub(crate) fn start(directory: &Path, kubelet: &KubeletCgroup, volume: &VolumeName) -> Self {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let proof = NodeProof {
+            strength: ProofStrength::PidFd,
+            limit: None,
+            kubelet: Some(kubelet.clone()),
+        };
+        // The number of connections is not what is tried here.
+        let limits = Limits {
+            connections_per_user: 10_000,
+            requests_per_second_per_user: u32::MAX,
+            ..Limits::default()
+        };
+        let stop = CancellationToken::new();
+        let server = Server::new(limits, deps(directory, &runtime), Arc::new(proof), stop.clone());
+        for door in AGENTS {
+            let root = std::fs::File::open(directory).unwrap().into();
+            let everybody = Ownership { uid: None, gid: None, mode: 0o666 };
+            let socket = BoundSocket::bind_within(root, name(*door), everybody).unwrap();
+            let (server, stop, door) = (server.clone(), stop.clone(), opened(*door, volume));
+            runtime.spawn(async move { server.run(door, socket, &stop).await });
+        }
+        drop(inside);
+        Self { held: RefCell::default(), directory: directory.to_owned(), runtime }
+    }
+
+    pub(crate) fn socket(&self, door: Door) -> PathBuf {
+        self.directory.join(name(door))
+    }
+
+    /// Keeps its thread busy until [`Agent::release`].
+    pub(crate) fn hold(&self) {
+        self.release();
+        let (release, released) = mpsc::channel::<()>();
+        let (hold, held) = mpsc::channel();
+        self.runtime.spawn(async move {
+            // The test waits for the one and ends the other.
+            let _ = hold.send(());
+            let _ = released.recv();
+        });
+        held.recv().unwrap();
+        self.held.replace(Some(release));
+    }
+
+    pub(crate) fn release(&self) {
+        self.held.replace(None);
+    }
+}
+
+/// The file of a door's socket.
+fn name(door: Door) -> &'static str {
+    match door {
+        Door::PodSocket => "pod.sock",
+        Door::Victim | Door::Operator | Door::Kubelet => unreachable!("the agent has no such door"),
+    }
+}
+
+/// The agent's own door.
+fn opened(door: Door, volume: &VolumeName) -> socket::Door {
+    match door {
+        Door::PodSocket => {
+            let (pod, volume) = (victim(), volume.clone());
+            socket::Door::Pod(PodDoor { pod, volume, role: None })
+        }
+        Door::Victim | Door::Operator | Door::Kubelet => unreachable!("the agent has no such door"),
+    }
+}
+
+/// A local source with one secret, and a rule that lets the victim's account read it.
+fn deps(directory: &Path, runtime: &Runtime) -> Deps {
+    let file = directory.join("secrets.toml");
+    let text = format!("[mounts.secret.secrets]\n\"victim\" = {{ token = \"{SECRET}\" }}\n");
+    std::fs::write(&file, text).unwrap();
+    let source: SharedSource =
+        Arc::new(LocalSource::open(LocalConfig { file, key: None }).unwrap());
+    let sources = BTreeMap::from([("local".parse().unwrap(), source)]);
+    let output = Output::File(directory.join("audit.log"));
+    let (audit, writer) = Audit::open(AuditConfig { output, ..AuditConfig::default() }).unwrap();
+    let (broker, task) =
+        BrokerTask::new(Settings::default(), sources.clone(), audit.clone()).unwrap();
+    runtime.spawn(writer.run(CancellationToken::new()));
+    runtime.spawn(task.run(CancellationToken::new()));
+    let grants = vec![GrantConfig {
+        name: "victim".parse().unwrap(),
+        effect: Effect::Permit,
+        who: Who::Pods {
+            namespace: victim().account.namespace.clone(),
+            service_account: Some(victim().account.name.clone()),
+            labels: BTreeMap::new(),
+        },
+        source: "local".parse().unwrap(),
+        paths: vec!["secret/data/victim".parse().unwrap()],
+        share: Share::Consumer,
+        login: GrantLogin::Agent,
+        min_proof: ProofStrength::PidFd,
+        when: None,
+    }];
+    let config = PolicyConfig { grants, ..PolicyConfig::default() };
+    Deps {
+        broker,
+        policy: Policy::new(CompiledPolicy::compile(&config).unwrap()),
+        audit,
+        audit_per_read: false,
+        sources: SourceDirectory::new(&"local".parse().unwrap(), &sources),
+        volumes: VolumeBoard::default(),
+        operators: Arc::new(Nobody),
+        metrics: Metrics::new(),
+    }
+}
+
+/// Operators have no business at a pod's socket.
+struct Nobody;
+
+#[async_trait]
+impl OperatorApi for Nobody {
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn pod_directory(&self) -> DirectoryState {
+        unreachable!("nobody asks")
+    }
+
+    async fn status(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
+        unreachable!("nobody asks")
+    }
+
+    async fn leases(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
+        unreachable!("nobody asks")
+    }
+
+    async fn explain(
+        &self,
+        _: &Viewer,
+        _: &str,
+        _: Option<&str>,
+    ) -> Result<Box<RawValue>, Refusal> {
+        unreachable!("nobody asks")
+    }
+
+    async fn reload(&self, _: bool) -> Result<Box<RawValue>, Refusal> {
+        unreachable!("nobody asks")
+    }
+}

@@ -1,0 +1,50 @@
+//! The doors that liars knock at: whom a liar wants to be, and who judges it.
+
+use std::fmt;
+
+/// One door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// A socket that is the victim's: what is decided about a connection, asked for here.
+    Victim,
+    /// The socket in the victim's volume, where the agent's own server answers.
+    PodSocket,
+    /// The operator socket.
+    Operator,
+    /// The CSI driver's socket.
+    Kubelet,
+}
+
+/// Where a liar wants to be the victim.
+pub(crate) const PODS: &[Door] = &[Door::Victim, Door::PodSocket];
+/// Where the agent's own server answers.
+pub(crate) const AGENTS: &[Door] = &[Door::PodSocket];
+/// Where a liar wants to be an operator.
+pub(crate) const OPERATORS: &[Door] = &[Door::Operator];
+/// Where a liar wants to be root of the host.
+pub(crate) const HOST: &[Door] = &[Door::Operator, Door::Kubelet];
+pub(crate) const PODS_AND_OPERATORS: &[Door] = &[Door::Victim, Door::PodSocket, Door::Operator];
+pub(crate) const ALL: &[Door] = &[Door::Victim, Door::PodSocket, Door::Operator, Door::Kubelet];
+
+impl Door {
+    /// Whether the agent's own server answers there.
+    pub(crate) fn is_the_agents(self) -> bool {
+        AGENTS.contains(&self)
+    }
+
+    /// Whether it opens for the victim.
+    pub(crate) fn is_a_pods(self) -> bool {
+        PODS.contains(&self)
+    }
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Victim => "the victim's door",
+            Self::PodSocket => "the victim's socket",
+            Self::Operator => "the operators' door",
+            Self::Kubelet => "the kubelet's door",
+        })
+    }
+}
