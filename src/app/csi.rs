@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{CsiSettings, MounterPlace};
 use crate::delivery::socket::Server;
 use crate::delivery::{csi, files};
+use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::Mounter;
 use crate::mounter::client::MounterClient;
@@ -19,6 +20,7 @@ pub(super) async fn run(
     settings: CsiSettings,
     files: files::Deps,
     server: Server,
+    pods: PodDirectory,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
     let CsiSettings { driver, expectations, verification, mounter } = settings;
@@ -35,5 +37,5 @@ pub(super) async fn run(
         }
     };
     let verifier = Arc::new(Verifier::open(expectations, verification).await);
-    csi::run(driver, csi::Deps { files, server, mounter, verifier }, work).await
+    csi::run(driver, csi::Deps { files, server, pods, mounter, verifier }, work).await
 }

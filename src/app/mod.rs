@@ -19,7 +19,6 @@ use crate::delivery::metrics_port::{self, MetricsPort};
 use crate::delivery::socket::{self, Server, SocketConfig, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
-use crate::identity::pods::{PodDirectory, WatchedNode};
 use crate::policy::{CompiledPolicy, Policy, PolicyConfig, PolicyError};
 use crate::service_manager::ServiceManager;
 use crate::shutdown::{Stage, Stages, Supervisor};
@@ -67,8 +66,14 @@ impl App {
         let fingerprint = reload::fingerprint(&config);
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
-        let watched = config.pods.as_ref();
-        let (policy, directory) = policy(&config.policy, watched, &stages, &mut supervisor)?;
+        let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
+        let seen_as = placement::seen_as(config.placement.as_ref(), &proof);
+        let (directory, watching) = pods::open(config.pods.as_ref(), seen_as);
+        let policy = Policy::new(compile(&config.policy)?).with_directory(directory.clone());
+        if let Some(task) = watching {
+            let task = pods::run(task, directory.clone(), policy.clone(), stages.work.clone());
+            supervisor.spawn("pod directory", Stage::Work, task);
+        }
         let sources = Sources::open(config.sources)?;
         sources.spawn(&mut supervisor, &stages);
         let shared = sources.shared();
@@ -84,7 +89,6 @@ impl App {
             manager: manager.clone(),
         };
         let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
-        let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -92,7 +96,7 @@ impl App {
             board: board.clone(),
             sources: shared.clone(),
             local: sources.local(),
-            directory,
+            directory: directory.clone(),
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),
             started_at,
@@ -102,8 +106,8 @@ impl App {
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board: board.clone() };
-        let directory = SourceDirectory::new(&config.default_source, &shared);
-        let deps = answered_from(&volumes, directory, operators, metrics);
+        let sources = SourceDirectory::new(&config.default_source, &shared);
+        let deps = answered_from(&volumes, sources, operators, metrics);
         let server = Server::new(config.socket_limits, deps, proof, stages.intake.clone());
         serve(&config.sockets, &server, &stages, &mut supervisor)?;
         let intake = stages.intake.clone();
@@ -111,7 +115,7 @@ impl App {
         supervisor.spawn("start", Stage::Intake, start);
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         if let Some(settings) = config.csi {
-            let task = csi::run(settings, volumes, server, stages.work.clone());
+            let task = csi::run(settings, volumes, server, directory, stages.work.clone());
             supervisor.spawn("csi", Stage::Work, task);
         }
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
@@ -236,23 +240,6 @@ pub fn discard_volumes(volumes: &[DeclaredVolume]) -> anyhow::Result<()> {
             .with_context(|| format!("removing volume '{}'", volume.config.name))?;
     }
     Ok(())
-}
-
-/// The policy in force, and the directory that knows the labels it asks for.
-fn policy(
-    config: &PolicyConfig,
-    watched: Option<&WatchedNode>,
-    stages: &Stages,
-    supervisor: &mut Supervisor,
-) -> anyhow::Result<(Policy, PodDirectory)> {
-    let (directory, task) = pods::open(watched);
-    let policy = Policy::new(compile(config)?).with_labels(Arc::new(directory.clone()));
-    if let Some(task) = task {
-        let work = stages.work.clone();
-        let task = pods::run(task, directory.clone(), policy.clone(), work);
-        supervisor.spawn("pod directory", Stage::Work, task);
-    }
-    Ok((policy, directory))
 }
 
 /// Compiles the configured policy; the error lists every problem, one per line.

@@ -6,6 +6,7 @@
 //! | [`roles`] | pure: which Vault roles a pod may choose |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
+//! | [`published`] | what serves a volume, and when that ends |
 //! | [`pod_socket`] | a volume that holds a socket for its pod |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
 //! | [`records`] | what a successor finds |
@@ -23,14 +24,18 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
 use crate::delivery::socket::Server;
 use crate::domain::{CsiDriverName, NodeName, SourceName};
+use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
 
 pub mod attributes;
+#[cfg(test)]
+mod door_tests;
 mod error;
 mod first_fill;
 mod listen;
 mod pod_socket;
+mod published;
 mod records;
 mod request;
 mod roles;
@@ -135,6 +140,8 @@ pub struct Deps {
     pub files: files::Deps,
     /// Answers on volumes' sockets.
     pub server: Server,
+    /// Is told what the kubelet says about pods, and tells which are gone.
+    pub pods: PodDirectory,
     /// Mounts and unmounts.
     pub mounter: Arc<dyn Mounter>,
     /// Judges pods' tokens.
@@ -148,12 +155,12 @@ pub struct Deps {
 /// The state directory or a socket cannot be used, or the mounter refuses: the process should end
 /// and be started again.
 pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyhow::Result<()> {
-    let Deps { files, server, mounter, verifier } = deps;
+    let Deps { files, server, pods, mounter, verifier } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total);
     let proof = Arc::clone(&server.proof);
-    let shared = Shared { config: config.clone(), files, server, mounter, records, budget };
+    let shared = Shared { config: config.clone(), files, server, pods, mounter, records, budget };
     let volumes = Volumes::new(shared, work.clone());
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {

@@ -2,7 +2,7 @@
 //!
 //! A call that its caller gives up runs to its end here all the same, so nothing is left half done.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::delivery::files::publisher::Publisher;
 use crate::delivery::files::status_file::Now;
 use crate::delivery::files::{self, VolumeConfig, mount};
 use crate::delivery::socket::PodDoor;
-use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
+use crate::domain::{ServiceAccount, VolumeName};
 use crate::identity::Identity;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Prepared, Target, VolumeKey};
@@ -24,10 +24,11 @@ use super::attributes::{Attributes, Deliver};
 use super::error::CsiError;
 use super::first_fill::first_fill;
 use super::pod_socket;
+use super::published::{End, Published, end_of};
 use super::records::VolumeRecord;
 use super::request::Publish;
 use super::roles::check_role;
-use super::volumes::{Reservation, Shared};
+use super::volumes::Shared;
 
 /// What is asked of a volume's task.
 pub(super) enum Command {
@@ -50,19 +51,6 @@ pub(super) struct Volume {
     published: Option<Published>,
 }
 
-/// A volume that is there.
-struct Published {
-    record: VolumeRecord,
-    name: VolumeName,
-    /// A predecessor's revision was there when this process opened it.
-    had_files: bool,
-    /// Keeps the tmpfs within reach for the wipe at its end.
-    root: OwnedFd,
-    stop: CancellationToken,
-    keeping: JoinSet<anyhow::Result<()>>,
-    _reservation: Reservation,
-}
-
 impl Volume {
     pub(super) fn new(shared: Arc<Shared>, key: VolumeKey) -> Self {
         Self { shared, key, published: None }
@@ -74,24 +62,37 @@ impl Volume {
         mut commands: mpsc::Receiver<Command>,
         work: CancellationToken,
     ) {
+        let (pods, broker) = (self.shared.pods.clone(), self.shared.files.broker.clone());
         loop {
-            let keeping = self.published.as_mut().map(|published| &mut published.keeping);
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
                 () = work.cancelled() => break,
-                Some(ended) = ended(keeping) => {
-                    tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
-                }
+                end = end_of(self.published.as_mut(), &pods) => match (end, &mut self.published) {
+                    (End::PodGone, Some(published)) => {
+                        tracing::info!(volume = %self.key, "its pod is gone: the socket is closed");
+                        published.release(&broker).await;
+                    }
+                    (End::Failed(why), _) => {
+                        tracing::error!(volume = %self.key, why, "a volume is not kept any more");
+                    }
+                    (End::PodGone, None) => {}
+                },
                 command = commands.recv() => match command {
                     None => break,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
                         let outcome = self.publish(*publish, &claims, patience).await;
+                        if outcome.is_ok() {
+                            pods.volume_published(&self.key.pod, self.key.volume.as_str());
+                        }
                         // A caller that is gone asks again.
                         let _ = reply.send(outcome);
                     }
                     Some(Command::Unpublish { target, reply }) => {
                         let outcome = self.unpublish(&target).await;
                         let gone = outcome.is_ok();
+                        if gone {
+                            pods.volume_unpublished(&self.key.pod, self.key.volume.as_str());
+                        }
                         let _ = reply.send(outcome);
                         if gone {
                             break;
@@ -115,6 +116,7 @@ impl Volume {
         let identity = self.identity(&record, &attributes);
         let published = self.open(record, &attributes, identity).await?;
         self.published = Some(published);
+        self.shared.pods.volume_published(&self.key.pod, self.key.volume.as_str());
         Ok(())
     }
 
@@ -173,8 +175,8 @@ impl Volume {
         target: &Target,
     ) -> Result<(), CsiError> {
         if published.keeping.is_empty() {
-            let Published { record, _reservation, .. } = published;
-            drop(_reservation);
+            let Published { record, reservation, .. } = published;
+            drop(reservation);
             published = self.open(record, attributes, identity).await?;
         }
         let name = published.name.clone();
@@ -254,8 +256,17 @@ impl Volume {
                 false
             }
         };
-        let _reservation = reservation;
-        Ok(Published { record, name, had_files, root, stop, keeping, _reservation })
+        Ok(Published {
+            record,
+            name,
+            had_files,
+            root,
+            is_door: attributes.deliver == Deliver::Socket,
+            stop,
+            keeping,
+            is_released: false,
+            reservation,
+        })
     }
 
     /// Opens the volume's files, with what a predecessor left of them.
@@ -314,13 +325,7 @@ impl Volume {
 
     /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. May be repeated.
     async fn take_away(&self, published: &mut Published) -> Result<(), CsiError> {
-        published.stop.cancel();
-        while published.keeping.join_next().await.is_some() {}
-        let pod = &published.record.pod;
-        let member = ConsumerId::volume(&published.name);
-        let broker = &self.shared.files.broker;
-        broker.login_tokens().withdraw(&pod.account, &member);
-        broker.consumer_gone(member).await;
+        published.release(&self.shared.files.broker).await;
         self.shared.files.board.remove(&published.name);
         let root = published.root.try_clone().map_err(CsiError::Record)?;
         let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
@@ -348,17 +353,4 @@ impl Volume {
 
 fn unusable(what: &'static str, config: &VolumeConfig, source: std::io::Error) -> MountError {
     MountError::Io { what, path: config.path.clone(), source }
-}
-
-/// Waits until the files' task ends by itself, which it never should.
-async fn ended(keeping: Option<&mut JoinSet<anyhow::Result<()>>>) -> Option<String> {
-    let ended = match keeping {
-        Some(keeping) if !keeping.is_empty() => keeping.join_next().await?,
-        _ => std::future::pending().await,
-    };
-    Some(match ended {
-        Ok(Ok(())) => "its task ended".to_owned(),
-        Ok(Err(error)) => format!("{error:#}"),
-        Err(error) => error.to_string(),
-    })
 }

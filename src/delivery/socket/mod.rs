@@ -40,6 +40,8 @@ mod gate;
 mod leases;
 mod local;
 pub mod metrics;
+#[cfg(test)]
+mod pod_tests;
 pub mod request;
 mod routes;
 mod secrets;
