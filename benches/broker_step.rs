@@ -184,6 +184,7 @@ fn want(mount: &str, kind: &str, number: u32) -> Want {
         login: LoginIdentity::Agent,
         consumer: ConsumerId::host_user(number),
         owner: Some(ConsumerId::host_user(number)),
+        may_mint: true,
     }
 }
 

@@ -7,7 +7,9 @@ mod world;
 use std::time::Duration;
 
 use secrets_broker::broker::ReadError;
-use secrets_broker::broker::event::{Answer, Call, Event, LocalOperation, WaiterId};
+use secrets_broker::broker::event::{
+    Answer, Call, Event, LocalOperation, SubscriptionId, WaiterId, Want,
+};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::domain::{ConsumerId, LoginIdentity};
 use secrets_broker::source::ErrorClass;
@@ -248,4 +250,52 @@ fn an_account_that_cannot_log_in_keeps_nobody_else_from_a_mounts_kind() {
     world.advance(seconds(1));
     assert_eq!(world.refused(theirs), Some(ErrorClass::Unreachable));
     assert!(matches!(world.answers[&ours], Answer::Value { .. }));
+}
+
+/// What a leaving consumer wants.
+fn leaving(path: &str, consumer: u32) -> Want {
+    Want { may_mint: false, ..world::want(path, consumer) }
+}
+
+fn read(world: &mut World, id: u64, want: Want) -> Option<Answer> {
+    let waiter = WaiterId(id);
+    world.step(Event::Read { waiter, want });
+    world.advance(seconds(2));
+    world.answers.get(&waiter).cloned()
+}
+
+#[test]
+fn a_leaving_consumer_reads_on_and_nothing_new_is_made_for_it() {
+    let mut world = World::new();
+    world.read(CREDS, 1);
+    world.advance(seconds(2));
+    let made = world.vault.leases.len();
+    let again = read(&mut world, 1_000_000, leaving(CREDS, 1));
+    assert!(matches!(again, Some(Answer::Value { .. })), "{again:?}");
+    // Also below a mount whose kind is asked for first.
+    for (id, path) in [(1_000_001, KV), (1_000_002, "auto/data/shop")] {
+        let kv = read(&mut world, id, leaving(path, 1));
+        assert!(matches!(kv, Some(Answer::Value { .. })), "{path}: {kv:?}");
+    }
+    let refused = read(&mut world, 1_000_003, leaving(CREDS, 2));
+    assert_eq!(refused, Some(Answer::Refused(ReadError::Leaving)));
+    let subscription = SubscriptionId(1_000_000);
+    world.step(Event::Subscribe { subscription, want: leaving(CREDS, 2) });
+    world.advance(seconds(2));
+    let problem = world.levels[&subscription].problem.clone().expect("it is told");
+    assert!(problem.message.contains("no new credential"), "{}", problem.message);
+    assert_eq!(world.vault.leases.len(), made);
+}
+
+#[test]
+fn nothing_is_made_for_a_leaving_pod_that_others_would_not_have_made() {
+    let mut world = World::new();
+    let shared = |want: Want| Want { owner: Some(ConsumerId::host_user(9)), ..want };
+    let refused = read(&mut world, 1_000_000, shared(leaving(CREDS, 1)));
+    assert_eq!(refused, Some(Answer::Refused(ReadError::Leaving)));
+    let other = read(&mut world, 1_000_001, shared(world::want(CREDS, 2)));
+    assert!(matches!(other, Some(Answer::Value { .. })), "{other:?}");
+    let joined = read(&mut world, 1_000_002, shared(leaving(CREDS, 1)));
+    assert!(matches!(joined, Some(Answer::Value { .. })), "{joined:?}");
+    assert_eq!(world.vault.leases.len(), 1);
 }

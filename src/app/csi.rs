@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{CsiSettings, MounterPlace};
 use crate::delivery::socket::Server;
 use crate::delivery::{csi, files};
+use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::Mounter;
 use crate::mounter::client::MounterClient;
@@ -20,14 +21,21 @@ pub(super) async fn verifier(settings: Option<&CsiSettings>) -> Option<Verifier>
     Some(Verifier::open(expectations.clone(), verification.clone()).await)
 }
 
+/// What the driver shares with the rest of the agent.
+pub(super) struct Parts {
+    pub(super) files: files::Deps,
+    pub(super) server: Server,
+    pub(super) pods: PodDirectory,
+    pub(super) verifier: Verifier,
+}
+
 /// Serves the kubelet until `work` is cancelled.
 pub(super) async fn run(
     settings: CsiSettings,
-    files: files::Deps,
-    server: Server,
-    verifier: Verifier,
+    parts: Parts,
     work: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Parts { files, server, pods, verifier } = parts;
     let CsiSettings { driver, mounter, .. } = settings;
     let mounter: Arc<dyn Mounter> = match mounter {
         MounterPlace::Socket(socket) => Arc::new(MounterClient::new(socket)),
@@ -41,5 +49,5 @@ pub(super) async fn run(
             Arc::new(LocalMounter::new(mounts))
         }
     };
-    csi::run(driver, csi::Deps { files, server, mounter, verifier }, work).await
+    csi::run(driver, csi::Deps { files, server, pods, mounter, verifier }, work).await
 }

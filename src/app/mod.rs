@@ -19,7 +19,7 @@ use crate::delivery::metrics_port::{self, MetricsPort};
 use crate::delivery::socket::{self, NodeDoor, Server, SocketConfig, Sockets, SourceDirectory};
 use crate::domain::VolumeName;
 use crate::hardening::Hardened;
-use crate::identity::pods::{PodDirectory, WatchedNode};
+use crate::identity::pods::PodDirectory;
 use crate::policy::{CompiledPolicy, Policy, PolicyConfig, PolicyError};
 use crate::service_manager::ServiceManager;
 use crate::shutdown::{Stage, Stages, Supervisor};
@@ -68,16 +68,17 @@ impl App {
         let fingerprint = reload::fingerprint(&config);
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
-        let watched = config.pods.as_ref();
-        let (policy, directory) = policy(&config.policy, watched, &stages, &mut supervisor)?;
+        let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
+        let seen_as = placement::seen_as(config.placement.as_ref(), &proof);
+        let (directory, watching) = pods::open(config.pods.as_ref(), seen_as);
+        let policy = Policy::new(compile(&config.policy)?).with_directory(directory.clone());
+        pods::spawn(watching, &directory, &policy, &stages, &mut supervisor);
         let sources = Sources::open(config.sources)?;
         sources.spawn(&mut supervisor, &stages);
         let shared = sources.shared();
         let broker = broker(config.broker, &shared, &audit, &stages, &mut supervisor)?;
         let (board, metrics) = (VolumeBoard::default(), Metrics::new());
-        audit.watch_limits(&metrics);
-        directory.watch_limits(&metrics);
-        broker.watch_limits(&metrics);
+        watch_limits(&metrics, &audit, &directory, &broker);
         let names = config.volumes.iter().map(|volume| volume.config.name.clone());
         let volume_names: Vec<VolumeName> = names.collect();
         let reloading = reload::Deps {
@@ -88,7 +89,6 @@ impl App {
             manager: manager.clone(),
         };
         let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
-        let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
         let verifier = csi::verifier(config.csi.as_ref()).await;
         let node = config.sockets.node.as_ref();
         let node_door = node_socket::door(node, &directory, verifier.as_ref(), &proof);
@@ -99,7 +99,7 @@ impl App {
             board: board.clone(),
             sources: shared.clone(),
             local: sources.local(),
-            directory,
+            directory: directory.clone(),
             node_door: node_door.clone(),
             metrics: metrics.clone(),
             default_source: config.default_source.clone(),
@@ -111,8 +111,8 @@ impl App {
         });
         supervisor.spawn("reload", Stage::Intake, reloader.run(stages.intake.clone()));
         let volumes = files::Deps { broker, policy, audit: audit.clone(), board: board.clone() };
-        let directory = SourceDirectory::new(&config.default_source, &shared);
-        let deps = answered_from(&volumes, directory, operators, metrics);
+        let sources = SourceDirectory::new(&config.default_source, &shared);
+        let deps = answered_from(&volumes, sources, operators, metrics);
         let server = Server::new(config.socket_limits, deps, proof, stages.intake.clone());
         serve(&config.sockets, &server, node_door, &stages, &mut supervisor)?;
         let intake = stages.intake.clone();
@@ -120,8 +120,8 @@ impl App {
         supervisor.spawn("start", Stage::Intake, start);
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         if let (Some(settings), Some(verifier)) = (config.csi, verifier) {
-            let task = csi::run(settings, volumes, server, verifier, stages.work.clone());
-            supervisor.spawn("csi", Stage::Work, task);
+            let parts = csi::Parts { files: volumes, server, pods: directory, verifier };
+            supervisor.spawn("csi", Stage::Work, csi::run(settings, parts, stages.work.clone()));
         }
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
     }
@@ -142,6 +142,13 @@ impl App {
         self.supervisor.stop(&self.stages, self.stop_grace).await;
         failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
+}
+
+/// What is bounded outside of the sockets.
+fn watch_limits(metrics: &Metrics, audit: &Audit, directory: &PodDirectory, broker: &Broker) {
+    audit.watch_limits(metrics);
+    directory.watch_limits(metrics);
+    broker.watch_limits(metrics);
 }
 
 fn broker(
@@ -246,23 +253,6 @@ pub fn discard_volumes(volumes: &[DeclaredVolume]) -> anyhow::Result<()> {
             .with_context(|| format!("removing volume '{}'", volume.config.name))?;
     }
     Ok(())
-}
-
-/// The policy in force, and the directory that knows the labels it asks for.
-fn policy(
-    config: &PolicyConfig,
-    watched: Option<&WatchedNode>,
-    stages: &Stages,
-    supervisor: &mut Supervisor,
-) -> anyhow::Result<(Policy, PodDirectory)> {
-    let (directory, task) = pods::open(watched);
-    let policy = Policy::new(compile(config)?).with_labels(Arc::new(directory.clone()));
-    if let Some(task) = task {
-        let work = stages.work.clone();
-        let task = pods::run(task, directory.clone(), policy.clone(), work);
-        supervisor.spawn("pod directory", Stage::Work, task);
-    }
-    Ok((policy, directory))
 }
 
 /// Compiles the configured policy; the error lists every problem, one per line.

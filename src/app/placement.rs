@@ -1,6 +1,7 @@
 //! What this node can prove about callers in pods, found out at start.
 
 use crate::config::PlacementSettings;
+use crate::domain::PodUid;
 use crate::hardening::Hardened;
 use crate::identity::self_test::{NodeProof, attest_self};
 
@@ -16,6 +17,14 @@ pub(super) fn prove(placement: Option<&PlacementSettings>, serves_pods: bool) ->
         _ => tracing::info!("{proof}"),
     }
     proof
+}
+
+/// The agent's own pod, if the agent sees the processes of the node.
+pub(super) fn seen_as<'a>(
+    placement: Option<&'a PlacementSettings>,
+    proof: &NodeProof,
+) -> Option<&'a PodUid> {
+    placement.filter(|_| proof.kubelet.is_some()).map(|placement| &placement.pod)
 }
 
 /// What protects this process and its callers, for status.

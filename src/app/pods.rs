@@ -4,23 +4,41 @@ use std::convert::Infallible;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::identity::pods::{DirectoryTask, PodDirectory, WatchedNode, kubelet_presence};
+use crate::domain::PodUid;
+use crate::identity::pods::{
+    DirectoryTask, PodDirectory, WatchedNode, kubelet_directories, processes,
+};
 use crate::policy::Policy;
+use crate::shutdown::{Stage, Stages, Supervisor};
 
-/// The directory, with its task where there is one to run.
-pub(super) fn open(watched: Option<&WatchedNode>) -> (PodDirectory, Option<DirectoryTask>) {
-    match watched {
-        Some(watched) => {
-            let presence = kubelet_presence(&watched.kubelet_root);
-            let (directory, task) = DirectoryTask::new(watched, presence);
-            (directory, Some(task))
-        }
-        None => (PodDirectory::none(), None),
-    }
+/// The directory, with its task where there is one to run. An agent that sees the node's processes
+/// is told as which pod.
+pub(super) fn open(
+    watched: Option<&WatchedNode>,
+    placed_as: Option<&PodUid>,
+) -> (PodDirectory, Option<DirectoryTask>) {
+    let Some(watched) = watched else { return (PodDirectory::none(), None) };
+    let mut witnesses = vec![kubelet_directories(&watched.kubelet_root)];
+    witnesses.extend(placed_as.cloned().and_then(processes));
+    let (directory, task) = DirectoryTask::new(watched, witnesses);
+    (directory, Some(task))
+}
+
+/// Starts the directory's task, if there is one.
+pub(super) fn spawn(
+    task: Option<DirectoryTask>,
+    directory: &PodDirectory,
+    policy: &Policy,
+    stages: &Stages,
+    supervisor: &mut Supervisor,
+) {
+    let Some(task) = task else { return };
+    let task = run(task, directory.clone(), policy.clone(), stages.work.clone());
+    supervisor.spawn("pod directory", Stage::Work, task);
 }
 
 /// Keeps the directory until `stop` is cancelled, and has policy decide anew when pods change.
-pub(super) async fn run(
+async fn run(
     task: DirectoryTask,
     directory: PodDirectory,
     policy: Policy,

@@ -33,6 +33,8 @@ pub struct Want {
     /// Whose a dynamic credential is: the consumer's own, or all that share it; `None` is everybody
     /// of the login identity.
     pub owner: Option<ConsumerId>,
+    /// Whether a credential may be made for it; otherwise only what there is is read.
+    pub may_mint: bool,
 }
 
 /// What happened.

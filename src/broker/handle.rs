@@ -252,6 +252,7 @@ impl Broker {
             login: authorized.login().clone(),
             consumer: authorized.identity().consumer().clone(),
             owner: authorized.dynamic_owner().cloned(),
+            may_mint: authorized.may_mint(),
         })
     }
 

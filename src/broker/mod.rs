@@ -170,6 +170,12 @@ pub enum ReadError {
         /// Which limit.
         limit: &'static str,
     },
+    /// It would take a new credential, and whoever asks is ending.
+    #[error(
+        "no new credential is made for a pod that is being deleted or has ended; it keeps those it \
+         has"
+    )]
+    Leaving,
     /// The broker's queue is full, or it is shutting down.
     #[error("the broker is busy or stopping; try again")]
     Busy,

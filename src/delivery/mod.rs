@@ -4,3 +4,5 @@ pub mod csi;
 pub mod files;
 pub mod metrics_port;
 pub mod socket;
+#[cfg(test)]
+mod testing;

@@ -1,11 +1,12 @@
 //! What rules about labels promise: unknown labels open nothing and let nothing slip past.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::*;
 use crate::domain::{Pod, ServiceAccount};
 use crate::identity::ProofStrength;
+use crate::identity::pods::DirectoryPod;
 
 const PATH: &str = "secret/data/shop/db";
 const UID: &str = "8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab";
@@ -18,6 +19,29 @@ fn pod(namespace: &str) -> Identity {
     };
     let pod = Pod { uid: UID.parse().unwrap(), name: "web-0".parse().unwrap(), account };
     Identity::published_pod(Arc::new(pod), &"shop".parse().unwrap(), None)
+}
+
+/// What the API server says of that pod.
+fn listed(pairs: &[(&str, &str)]) -> DirectoryPod {
+    DirectoryPod {
+        uid: UID.parse().unwrap(),
+        name: "web-0".parse().unwrap(),
+        namespace: "shop".parse().unwrap(),
+        service_account: "web".parse().unwrap(),
+        labels: Arc::new(labels(pairs)),
+        leaving: false,
+    }
+}
+
+/// A directory that knows that pod with these labels.
+fn knowing(pairs: &[(&str, &str)]) -> PodDirectory {
+    let directory = PodDirectory::told();
+    directory.tell(listed(pairs));
+    directory
+}
+
+fn secret() -> SecretRef {
+    SecretRef { source: "vault".parse().unwrap(), path: PATH.parse().unwrap(), version: None }
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -64,8 +88,7 @@ fn decide(
     identity: &Identity,
     labels: Option<&Labels>,
 ) -> Result<Permit, Denied> {
-    let secret =
-        SecretRef { source: "vault".parse().unwrap(), path: PATH.parse().unwrap(), version: None };
+    let secret = secret();
     compile(config).decide(identity, &secret, labels, Timestamp::now())
 }
 
@@ -165,22 +188,14 @@ fn labels_without_a_directory_or_a_namespace_are_problems() {
 
 #[test]
 fn a_changed_label_ends_proofs_only_where_a_rule_asks_for_labels() {
-    struct Fixed(Mutex<Option<Arc<Labels>>>);
-    impl PodLabels for Fixed {
-        fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>> {
-            assert_eq!(uid.as_str(), UID);
-            self.0.lock().unwrap().clone()
-        }
-    }
-    let known = Arc::new(Fixed(Mutex::new(Some(Arc::new(labels(&[("app", "shop")]))))));
+    let directory = knowing(&[("app", "shop")]);
     let grant = labelled("shop", Effect::Permit, &[("app", "shop")]);
-    let policy = Policy::new(compile(&config(vec![grant], None))).with_labels(known.clone());
-    let secret =
-        SecretRef { source: "vault".parse().unwrap(), path: PATH.parse().unwrap(), version: None };
+    let policy = Policy::new(compile(&config(vec![grant], None))).with_directory(directory.clone());
+    let secret = secret();
     let now = BootInstant::from_nanos(1);
     let proof = policy.authorize(&pod("shop"), &secret, now).unwrap();
     let generations = policy.generations();
-    *known.0.lock().unwrap() = Some(Arc::new(labels(&[("app", "web")])));
+    directory.tell(listed(&[("app", "web")]));
     policy.labels_changed();
     assert!(!policy.still_holds(&proof, now) && generations.has_changed().unwrap());
     assert!(policy.authorize(&pod("shop"), &secret, now).is_err());
@@ -218,4 +233,86 @@ fn what_a_label_might_permit_is_open_until_it_is_known_and_not_read_with_another
     // Another namespace's pods are not waited for.
     let other = decide(&config, &pod("web"), None);
     assert!(other.is_ok() || other.unwrap_err().labels_unknown);
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// Policy that asks for a label, and the directory that it asks.
+fn asking(effect: Effect) -> (Policy, PodDirectory) {
+    let directory = PodDirectory::told();
+    let plain = (effect == Effect::Forbid).then(|| labelled("plain", Effect::Permit, &[]));
+    let by_label = labelled("by-label", effect, &[("app", "shop")]);
+    let config = config(plain.into_iter().chain([by_label]).collect(), None);
+    (Policy::new(compile(&config)).with_directory(directory.clone()), directory)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decision_that_takes_labels_waits_until_the_pod_is_known() {
+    for (effect, allowed) in [(Effect::Permit, true), (Effect::Forbid, false)] {
+        let (policy, directory) = asking(effect);
+        let asked = policy.clone();
+        let deciding = tokio::spawn(async move {
+            asked.authorize_within(LONG, &pod("shop"), &secret()).await.map(drop)
+        });
+        tokio::task::yield_now().await;
+        assert!(!deciding.is_finished(), "{effect:?}");
+        directory.tell(listed(&[("app", "shop")]));
+        let decided = deciding.await.unwrap();
+        assert_eq!(decided.is_ok(), allowed, "{effect:?} {decided:?}");
+        assert!(!decided.is_err_and(|denied| denied.labels_unknown));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_stays_unknown_is_refused_with_why() {
+    let (policy, directory) = asking(Effect::Permit);
+    let wait = Duration::from_secs(2);
+    let started = tokio::time::Instant::now();
+    let denied = policy.authorize_within(wait, &pod("shop"), &secret()).await.unwrap_err();
+    assert!(started.elapsed() >= wait, "by a clock that stands still but for this");
+    assert!(denied.labels_unknown && denied.reason.contains("knows of no such pod"), "{denied}");
+    directory.tell(listed(&[]));
+    directory.tell_gone(&UID.parse().unwrap());
+    let denied = policy.authorize_within(LONG, &pod("shop"), &secret()).await.unwrap_err();
+    assert!(!denied.labels_unknown && denied.reason.ends_with("the pod is gone"), "{denied}");
+}
+
+#[tokio::test]
+async fn nobody_waits_whose_decision_takes_no_labels() {
+    let plain = labelled("plain", Effect::Permit, &[]);
+    let policy = Policy::new(compile(&config(vec![plain.clone()], None)));
+    let policy = policy.with_directory(PodDirectory::told());
+    assert!(policy.authorize_within(LONG, &pod("shop"), &secret()).await.is_ok(), "no label rule");
+
+    let elsewhere = labelled("by-label", Effect::Permit, &[("app", "shop")]);
+    let other_path =
+        GrantConfig { paths: vec!["secret/data/web/*".parse().unwrap()], ..elsewhere.clone() };
+    let policy = Policy::new(compile(&config(vec![plain, other_path], None)));
+    let policy = policy.with_directory(PodDirectory::told());
+    assert!(policy.authorize_within(LONG, &pod("shop"), &secret()).await.is_ok(), "another path");
+
+    let policy = Policy::new(compile(&config(vec![elsewhere], None)));
+    let policy = policy.with_directory(knowing(&[("app", "web")]));
+    let known = policy.authorize_within(LONG, &pod("shop"), &secret()).await.unwrap_err();
+    assert!(!known.labels_unknown, "{known}");
+}
+
+#[test]
+fn a_pod_that_is_leaving_may_read_and_gets_no_new_credential() {
+    let plain = labelled("plain", Effect::Permit, &[]);
+    let directory = PodDirectory::told();
+    let policy = Policy::new(compile(&config(vec![plain], None)));
+    let policy = policy.with_directory(directory.clone());
+    let now = BootInstant::from_nanos(1);
+    let permit = policy.authorize(&pod("shop"), &secret(), now).unwrap();
+    assert!(permit.may_mint(), "not known is no reason");
+    directory.tell(listed(&[]));
+    assert!(permit.may_mint());
+    directory.tell(DirectoryPod { leaving: true, ..listed(&[]) });
+    assert!(!permit.may_mint(), "also by what was decided before");
+    assert!(policy.authorize(&pod("shop"), &secret(), now).is_ok_and(|again| !again.may_mint()));
+    directory.tell_gone(&UID.parse().unwrap());
+    assert!(!permit.may_mint());
+    let without = Policy::new(compile(&config(vec![labelled("p", Effect::Permit, &[])], None)));
+    assert!(without.authorize(&pod("shop"), &secret(), now).unwrap().may_mint());
 }

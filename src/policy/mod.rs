@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::clock::BootInstant;
-use crate::domain::{ConsumerId, LoginIdentity, PodUid, RuleName, SecretRef, SourceName};
-use crate::identity::pods::{Labels, PodDirectory};
+use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef, SourceName};
+use crate::identity::pods::{FindError, Labels, PodDirectory};
 use crate::identity::{Identity, Subject};
 
 mod cases;
@@ -44,6 +45,7 @@ pub struct Authorized {
     rule: RuleName,
     generation: u64,
     valid_until: BootInstant,
+    pods: PodDirectory,
 }
 
 impl Authorized {
@@ -82,6 +84,15 @@ impl Authorized {
     pub fn valid_until(&self) -> BootInstant {
         self.valid_until
     }
+
+    /// Whether a credential may be made for it now. A pod that is ending or has ended keeps and
+    /// reads what it has, and gets no new one.
+    pub fn may_mint(&self) -> bool {
+        match self.identity.subject() {
+            Subject::Pod(pod) => !self.pods.is_leaving(&pod.uid),
+            Subject::HostUser { .. } | Subject::Volume(_) => true,
+        }
+    }
 }
 
 /// A refusal. `reason` is for operators and the audit log; a caller gets a terse 403.
@@ -104,23 +115,11 @@ struct Permit {
     login: LoginIdentity,
 }
 
-/// Where the labels of this node's pods are known.
-pub trait PodLabels: Send + Sync {
-    /// The labels a pod has now; `None` when nothing is known of it. Asked in decisions: no IO.
-    fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>>;
-}
-
-impl PodLabels for PodDirectory {
-    fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>> {
-        PodDirectory::labels(self, uid)
-    }
-}
-
 /// The current policy, replaceable at run time. Cheap to clone.
 #[derive(Clone)]
 pub struct Policy {
     current: Arc<ArcSwap<CompiledPolicy>>,
-    labels: Arc<dyn PodLabels>,
+    pods: PodDirectory,
     generation: Arc<Generation>,
 }
 
@@ -136,7 +135,7 @@ impl Policy {
     pub fn new(compiled: CompiledPolicy) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(compiled)),
-            labels: Arc::new(PodDirectory::none()),
+            pods: PodDirectory::none(),
             generation: Arc::new(Generation {
                 number: AtomicU64::new(1),
                 followers: watch::Sender::new(()),
@@ -144,10 +143,10 @@ impl Policy {
         }
     }
 
-    /// The same policy, which looks labels up there. Whoever changes them calls
+    /// The same policy, which looks pods up there. Whoever follows it calls
     /// [`Policy::labels_changed`].
-    pub fn with_labels(self, labels: Arc<dyn PodLabels>) -> Self {
-        Self { labels, ..self }
+    pub fn with_directory(self, pods: PodDirectory) -> Self {
+        Self { pods, ..self }
     }
 
     /// Decides. `now` bounds the proof's life; conditions on time use the wall clock inside.
@@ -162,7 +161,8 @@ impl Policy {
         let generation = self.generation.number.load(Ordering::Acquire);
         let policy = self.current.load();
         let labels = self.labels_for(&policy, identity);
-        let permit = policy.decide(identity, secret, labels.as_deref(), Timestamp::now())?;
+        let permit = policy.decide(identity, secret, labels.as_deref(), Timestamp::now());
+        let permit = permit.map_err(|denied| self.explained(denied, identity))?;
         Ok(Authorized {
             identity: identity.clone(),
             secret: secret.clone(),
@@ -177,6 +177,35 @@ impl Policy {
             rule: permit.rule,
             generation,
             valid_until: now + policy.recheck(),
+            pods: self.pods.clone(),
+        })
+    }
+
+    /// Decides; where that takes labels of a pod that is not known yet, waits for it first, at most
+    /// for `wait`. Dropped, nothing is lost.
+    ///
+    /// # Errors
+    /// As [`Policy::authorize`]. [`Denied::labels_unknown`] says whether asking again may help.
+    pub async fn authorize_within(
+        &self,
+        wait: Duration,
+        identity: &Identity,
+        secret: &SecretRef,
+    ) -> Result<Authorized, Denied> {
+        let outcome = self.authorize(identity, secret, BootInstant::now());
+        let (Err(Denied { labels_unknown: true, .. }), Subject::Pod(pod)) =
+            (&outcome, identity.subject())
+        else {
+            return outcome;
+        };
+        let found = self.pods.find(&pod.uid, wait).await;
+        let outcome = self.authorize(identity, secret, BootInstant::now());
+        outcome.map_err(|denied| match found {
+            Err(busy @ FindError::Busy) => {
+                Denied { reason: format!("{}; {busy}", denied.reason), ..denied }
+            }
+            Err(error) if !error.may_pass() => Denied { labels_unknown: false, ..denied },
+            _ => denied,
         })
     }
 
@@ -188,12 +217,24 @@ impl Policy {
         secret: &SecretRef,
     ) -> Result<Supposed, Denied> {
         let labels = self.labels_for(other, identity);
-        other.suppose(identity, secret, labels.as_deref(), Timestamp::now())
+        let supposed = other.suppose(identity, secret, labels.as_deref(), Timestamp::now());
+        supposed.map_err(|denied| self.explained(denied, identity))
+    }
+
+    /// The refusal, with why the pod's labels are not known if that is its reason.
+    fn explained(&self, denied: Denied, identity: &Identity) -> Denied {
+        let (true, Subject::Pod(pod)) = (denied.labels_unknown, identity.subject()) else {
+            return denied;
+        };
+        match self.pods.why_unknown(&pod.uid) {
+            Some(why) => Denied { reason: format!("{}: {why}", denied.reason), ..denied },
+            None => denied,
+        }
     }
 
     fn labels_for(&self, policy: &CompiledPolicy, identity: &Identity) -> Option<Arc<Labels>> {
         match identity.subject() {
-            Subject::Pod(pod) if policy.uses_labels() => self.labels.labels(&pod.uid),
+            Subject::Pod(pod) if policy.uses_labels() => self.pods.labels(&pod.uid),
             _ => None,
         }
     }

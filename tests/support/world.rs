@@ -67,6 +67,7 @@ pub fn want(path: &str, consumer: u32) -> Want {
         login: LoginIdentity::Agent,
         consumer: ConsumerId::host_user(consumer),
         owner: Some(ConsumerId::host_user(consumer)),
+        may_mint: true,
     }
 }
 

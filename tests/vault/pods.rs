@@ -77,9 +77,11 @@ impl Watching {
         };
         let presence = Arc::new(Mutex::new(BTreeMap::new()));
         let asked = Arc::clone(&presence);
-        let (directory, task) = DirectoryTask::new(&watched, move |uid: &PodUid| {
-            *asked.lock().expect("a lock").get(uid).unwrap_or(&Presence::Present)
-        });
+        let witness = move |pods: &[PodUid]| {
+            let known = asked.lock().expect("a lock");
+            pods.iter().map(|uid| *known.get(uid).unwrap_or(&Presence::Present)).collect()
+        };
+        let (directory, task) = DirectoryTask::new(&watched, vec![Box::new(witness)]);
         let stop = CancellationToken::new();
         tokio::spawn(task.run(stop.clone()));
         Watching { directory, presence, stop }

@@ -152,6 +152,11 @@ impl Entry {
         self.current.as_ref().filter(|held| now < held.dead_at)
     }
 
+    /// Whether it has a value, or somebody's standing interest gets it one.
+    pub(super) fn serves(&self, now: BootInstant) -> bool {
+        self.alive(now).is_some() || self.is_wanted()
+    }
+
     /// What this entry does next by itself, and when.
     pub(super) fn next_action(&self) -> Option<(Action, BootInstant)> {
         if self.activity != Activity::Idle || !self.is_wanted() {

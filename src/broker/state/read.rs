@@ -22,7 +22,7 @@ impl State {
             return;
         };
         match self.entry_for(&want, &mount) {
-            Err(limit) => self.answer(waiter, Answer::Refused(ReadError::Full { limit })),
+            Err(refused) => self.answer(waiter, Answer::Refused(refused)),
             Ok(id) => self.with_entry(id, |state, entry| {
                 state.read_entry(entry, Waiter { id: waiter, consumer: want.consumer });
             }),
@@ -85,9 +85,9 @@ impl State {
         mount: &Mount,
     ) {
         match self.entry_for(&want, mount) {
-            Err(limit) => {
-                let message = ReadError::Full { limit }.to_string();
-                self.refuse_subscription(subscription, ErrorClass::InvalidRequest, message);
+            Err(refused) => {
+                let class = ErrorClass::InvalidRequest;
+                self.refuse_subscription(subscription, class, refused.to_string());
             }
             Ok(id) => {
                 self.subscriptions.insert(subscription, SubscriptionPlace::Entry(id));
@@ -134,22 +134,25 @@ impl State {
         }
     }
 
-    /// The entry a read or subscription means, created if need be and if there is room.
-    pub(super) fn entry_for(
-        &mut self,
-        want: &Want,
-        mount: &Mount,
-    ) -> Result<EntryId, &'static str> {
+    /// The entry a read or subscription means, created if need be, if there is room, and if what it
+    /// takes may be made.
+    fn entry_for(&mut self, want: &Want, mount: &Mount) -> Result<EntryId, ReadError> {
         let kind = mount.path_kind(&want.secret.path);
         let key = CacheKey {
             secret: want.secret.clone(),
             login: want.login.clone(),
             consumer: want.owner.clone().filter(|_| kind == PathKind::Minting),
         };
-        if let Some(id) = self.index.get(&key) {
-            return Ok(*id);
+        let known = self.index.get(&key).copied();
+        if kind == PathKind::Minting && !want.may_mint {
+            // What others keep alive is made for them.
+            let serves = |id: &EntryId| self.entries.get(id).is_some_and(|e| e.serves(self.now));
+            return known.filter(serves).ok_or(ReadError::Leaving);
         }
-        self.make_room(0)?;
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        self.make_room(0).map_err(|limit| ReadError::Full { limit })?;
         let id = EntryId(self.fresh_id());
         let times = self.settings.times(&want.secret);
         let mut entry = Box::new(Entry::new(id, key.clone(), kind, times));

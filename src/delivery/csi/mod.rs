@@ -24,10 +24,13 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
 use crate::delivery::socket::Server;
 use crate::domain::{CsiDriverName, NodeName, SourceName};
+use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
 
 pub mod attributes;
+#[cfg(test)]
+mod door_tests;
 mod error;
 mod first_fill;
 mod kept;
@@ -139,6 +142,8 @@ pub struct Deps {
     pub files: files::Deps,
     /// Answers on volumes' sockets.
     pub server: Server,
+    /// Is told what the kubelet says about pods, and tells which are gone.
+    pub pods: PodDirectory,
     /// Mounts and unmounts.
     pub mounter: Arc<dyn Mounter>,
     /// Judges pods' tokens.
@@ -152,12 +157,12 @@ pub struct Deps {
 /// The state directory or a socket cannot be used, or the mounter refuses: the process should end
 /// and be started again.
 pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyhow::Result<()> {
-    let Deps { files, server, mounter, verifier } = deps;
+    let Deps { files, server, pods, mounter, verifier } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
     let proof = Arc::clone(&server.proof);
-    let shared = Shared { config: config.clone(), files, server, mounter, records, budget };
+    let shared = Shared { config: config.clone(), files, server, pods, mounter, records, budget };
     let volumes = Volumes::new(Arc::new(shared), work.clone());
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {

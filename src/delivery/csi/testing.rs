@@ -8,18 +8,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, AuditConfig, AuditWriter, Output};
 use crate::broker::settings::Settings;
 use crate::broker::task::BrokerTask;
 use crate::delivery::files;
-use crate::delivery::socket::{
-    self, Limits, OperatorApi, Refusal, Server, SourceDirectory, Viewer,
-};
+use crate::delivery::socket::{self, Limits, Server, SourceDirectory};
+use crate::delivery::testing::NobodyAsks;
 use crate::domain::{Pod, ServiceAccount, Token};
-use crate::identity::pods::DirectoryState;
+use crate::identity::pods::PodDirectory;
 use crate::identity::self_test::NodeProof;
 use crate::identity::token::{PodClaims, PodInfo};
 use crate::mounter::{
@@ -107,45 +105,6 @@ impl Mounter for FakeMounter {
     }
 }
 
-/// Nobody asks it.
-struct NoOperators;
-
-#[async_trait]
-impl OperatorApi for NoOperators {
-    fn ready(&self) -> Result<(), String> {
-        unreachable!("nobody asks")
-    }
-
-    fn pod_directory(&self) -> DirectoryState {
-        unreachable!("nobody asks")
-    }
-
-    async fn status(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    async fn leases(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    async fn explain(
-        &self,
-        _: &Viewer,
-        _: &str,
-        _: Option<&str>,
-    ) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    async fn reload(&self, _: bool) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    fn unlock(&self, _: &str) -> Result<usize, Refusal> {
-        unreachable!("nobody asks")
-    }
-}
-
 /// What a volume's task works with, and what it must outlive.
 pub(super) struct Rig {
     pub(super) shared: Arc<Shared>,
@@ -173,7 +132,7 @@ impl Rig {
             audit_per_read: false,
             sources: directory,
             volumes: board.clone(),
-            operators: Arc::new(NoOperators),
+            operators: Arc::new(NobodyAsks),
             metrics: Metrics::new(),
         };
         let proof = Arc::new(NodeProof::not_asked());
@@ -187,6 +146,7 @@ impl Rig {
             config: config(dir.path().join("state")),
             files: files::Deps { broker, policy, audit, board },
             server,
+            pods: PodDirectory::none(),
             mounter: Arc::clone(&mounter) as Arc<dyn Mounter>,
             records: Records::open(&dir.path().join("state")).unwrap(),
             budget: Budget::new(1024 * 1024, &Metrics::new()),

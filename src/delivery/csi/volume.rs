@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::Broker;
 use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::Identity;
@@ -66,16 +67,39 @@ pub(super) struct Known {
     reservation: Option<Reservation>,
     /// None while its tmpfs could not be opened yet.
     kept: Option<Kept>,
+    /// The broker was told that nobody reads here any more.
+    is_released: bool,
 }
 
 impl Known {
     fn new(key: &VolumeKey, record: VolumeRecord, attributes: Attributes) -> Self {
         let name = VolumeName::of_pod(&record.pod, &key.volume);
-        Self { record, attributes, name, recorded: false, reservation: None, kept: None }
+        let (recorded, is_released) = (false, false);
+        Self { record, attributes, name, recorded, reservation: None, kept: None, is_released }
     }
 
     fn is_kept(&self) -> bool {
         self.kept.as_ref().is_some_and(Kept::is_running)
+    }
+
+    /// It holds a socket, which closes when its pod is gone. Files wait for the kubelet to take them
+    /// away.
+    fn is_open_door(&self) -> bool {
+        matches!(self.attributes.deliver, Deliver::Socket) && !self.is_released
+    }
+
+    /// Ends whatever serves the pod, and with it the interest in the secrets: once, however often
+    /// it is asked for.
+    async fn release(&mut self, broker: &Broker) {
+        if let Some(kept) = &mut self.kept {
+            kept.stop().await;
+        }
+        if std::mem::replace(&mut self.is_released, true) {
+            return;
+        }
+        let member = ConsumerId::volume(&self.name);
+        broker.login_tokens().withdraw(&self.record.pod.account, &member);
+        broker.consumer_gone(member).await;
     }
 
     /// Who the pod is to policy and to the broker.
@@ -103,6 +127,7 @@ impl Volume {
         let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid)?;
         let mut known = Known::new(&self.key, record, attributes);
         known.recorded = true;
+        self.shared.pods.volume_published(&self.key.pod, self.key.volume.as_str());
         let outcome = self.keep(&mut known).await;
         self.known = Some(known);
         outcome
@@ -114,9 +139,12 @@ impl Volume {
         mut commands: mpsc::Receiver<Command>,
         work: CancellationToken,
     ) {
+        let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
         loop {
             let known = self.known.as_ref();
-            let unkept = self.in_use && known.is_some_and(|known| !known.is_kept());
+            let is_kept = |known: &Known| known.is_kept() || known.is_released;
+            let unkept = self.in_use && known.is_some_and(|known| !is_kept(known));
+            let is_open_door = known.is_some_and(Known::is_open_door);
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
@@ -124,17 +152,24 @@ impl Volume {
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                 }
+                () = pods.gone(&pod), if is_open_door => self.close().await,
                 () = tokio::time::sleep(self.retry_in), if unkept => self.keep_again().await,
                 command = commands.recv() => match command {
                     None => break,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
                         let outcome = self.publish(*publish, &claims, patience).await;
+                        if outcome.is_ok() {
+                            pods.volume_published(&pod, self.key.volume.as_str());
+                        }
                         // A caller that is gone asks again.
                         let _ = reply.send(outcome);
                     }
                     Some(Command::Unpublish { target, reply }) => {
                         let outcome = self.unpublish(&target).await;
                         let gone = outcome.is_ok();
+                        if gone {
+                            pods.volume_unpublished(&pod, self.key.volume.as_str());
+                        }
                         let _ = reply.send(outcome);
                         if gone {
                             break;
@@ -147,6 +182,13 @@ impl Volume {
             // The files' task finishes the swap it is in.
             kept.stop().await;
         }
+    }
+
+    /// Its pod is gone, whether or not the kubelet knows already.
+    async fn close(&mut self) {
+        let Some(known) = &mut self.known else { return };
+        tracing::info!(volume = %self.key, "its pod is gone: the socket is closed");
+        known.release(&self.shared.files.broker).await;
     }
 
     async fn keep_again(&mut self) {
@@ -183,6 +225,7 @@ impl Volume {
         let Publish { attributes, target, token, .. } = publish;
         let known = self.known.take();
         let mut known = known.unwrap_or_else(|| Known::new(&self.key, record, attributes));
+        known.is_released = false;
         let (tokens, account) =
             (self.shared.files.broker.login_tokens(), &known.record.pod.account);
         tokens.deliver(account, ConsumerId::volume(&known.name), token, claims.expires_at());
@@ -269,13 +312,7 @@ impl Volume {
 
     /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. May be repeated.
     async fn take_away(&self, known: &mut Known) -> Result<(), CsiError> {
-        if let Some(kept) = &mut known.kept {
-            kept.stop().await;
-        }
-        let member = ConsumerId::volume(&known.name);
-        let broker = &self.shared.files.broker;
-        broker.login_tokens().withdraw(&known.record.pod.account, &member);
-        broker.consumer_gone(member).await;
+        known.release(&self.shared.files.broker).await;
         self.shared.files.board.remove(&known.name);
         if let Some(kept) = &known.kept {
             let root = kept.root().try_clone_to_owned().map_err(CsiError::Record)?;

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::delivery::files;
 use crate::delivery::socket::Server;
+use crate::identity::pods::PodDirectory;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
 use crate::telemetry::{Chain, Hits, Limit, Metrics};
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     pub(super) config: CsiConfig,
     pub(super) files: files::Deps,
     pub(super) server: Server,
+    pub(super) pods: PodDirectory,
     pub(super) mounter: Arc<dyn Mounter>,
     pub(super) records: Records,
     pub(super) budget: Budget,

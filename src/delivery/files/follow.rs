@@ -61,15 +61,17 @@ impl Follower {
     /// Follows for ever.
     pub async fn run(mut self) -> std::convert::Infallible {
         let secret = self.resolve().await;
-        let mut failures = 0;
+        let mut failures: u32 = 0;
         loop {
             let authorized = self.authorized(&secret).await;
             match self.broker.subscribe(authorized.clone()).await {
                 Ok(subscription) => {
-                    failures = 0;
+                    let since = BootInstant::now();
                     self.hold(&secret, authorized, subscription).await;
                     // Whatever ends subscriptions at once must not make this a busy loop.
-                    pause(delay(1)).await;
+                    let lasted = BootInstant::now().since(since) > BACKOFF_CAP;
+                    failures = if lasted { 1 } else { failures.saturating_add(1) };
+                    pause(delay(failures)).await;
                 }
                 Err(error) => self.back_off(&error, &mut failures).await,
             }
@@ -217,7 +219,7 @@ impl Follower {
     async fn back_off(&self, error: &ReadError, failures: &mut u32) {
         let (class, retry_after) = match error {
             ReadError::Source { class, retry_after, .. } => (*class, *retry_after),
-            ReadError::NoMount { .. } => (ErrorClass::InvalidRequest, None),
+            ReadError::NoMount { .. } | ReadError::Leaving => (ErrorClass::InvalidRequest, None),
             ReadError::Full { .. } | ReadError::Busy | ReadError::AuditDown => {
                 (ErrorClass::Unreachable, None)
             }

@@ -188,7 +188,7 @@ impl Connection {
     /// A workload may have its own KV read again, with the identity this returns; anything else
     /// would touch others or mint.
     async fn check_may_refresh(&self, secret: &SecretRef) -> Result<LoginIdentity, Refusal> {
-        let authorized = self.decide(secret, BootInstant::now())?;
+        let authorized = self.decide(secret).await?;
         let broker = &self.deps.broker;
         let mount = broker.mount(&secret.source, authorized.login(), &secret.path).await?;
         if mount.path_kind(&secret.path) == PathKind::Kv {

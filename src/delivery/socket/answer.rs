@@ -165,6 +165,9 @@ impl From<ReadError> for Refusal {
                 }
             },
             ReadError::NoMount { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            ReadError::Leaving => {
+                Self::new(StatusCode::FORBIDDEN, format!("permission denied: {error}"))
+            }
             ReadError::Full { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string())
             }
@@ -258,6 +261,7 @@ mod tests {
             (source(ErrorClass::NotFound), 404),
             (source(ErrorClass::InvalidRequest), 400),
             (ReadError::NoMount { source_name: "vault".parse().unwrap(), path }, 404),
+            (ReadError::Leaving, 403),
             (ReadError::Full { limit: "entries" }, 507),
             (ReadError::Busy, 503),
             (ReadError::AuditDown, 503),

@@ -42,7 +42,7 @@ impl Connection {
             }
             LeaseAction::Renew => {
                 let known = broker.lookup_local(consumer.clone(), id.clone()).await;
-                self.check_still_allowed(&known.map_err(refusal)?)?;
+                self.check_still_allowed(&known.map_err(refusal)?).await?;
                 let lease = broker.renew_local(consumer, id).await.map_err(refusal)?;
                 Ok(answer::json(StatusCode::OK, &renewed(&lease)))
             }
@@ -54,11 +54,11 @@ impl Connection {
     }
 
     /// An interest outlives a grant no longer than the next renewal.
-    fn check_still_allowed(&self, lease: &LocalLease) -> Result<(), Refusal> {
+    async fn check_still_allowed(&self, lease: &LocalLease) -> Result<(), Refusal> {
         let located = self.deps.sources.mount_of(&lease.path);
         let source = self.located(located, &lease.path, &HeaderMap::new())?.source;
         let secret = SecretRef { source, path: lease.path.clone(), version: None };
-        self.decide(&secret, BootInstant::now()).map(drop)
+        self.decide(&secret).await.map(drop)
     }
 }
 

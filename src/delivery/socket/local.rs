@@ -10,7 +10,6 @@ use super::answer;
 use super::request::Refusal;
 use super::routes::Connection;
 use super::transport::Answer;
-use crate::clock::BootInstant;
 use crate::domain::{EngineKind, Mount, SecretPath, SecretRef, Spelling};
 use crate::identity::Identity;
 
@@ -111,11 +110,7 @@ impl Connection {
         if !at_mount {
             let path = api_path(path, &mount);
             let secret = SecretRef { source: located.source, path, version: None };
-            let now = BootInstant::now();
-            if let Err(denied) = self.deps.policy.authorize(&self.caller.identity, &secret, now) {
-                self.record_denial(&secret, denied, now);
-                return Err(Refusal::denied());
-            }
+            self.permitted(&secret).await?;
         }
         Ok(answer::json(StatusCode::OK, &answer::envelope(&mount_data(&mount))))
     }

@@ -45,6 +45,8 @@ mod leases;
 mod local;
 pub mod metrics;
 mod node_door;
+#[cfg(test)]
+mod pod_tests;
 pub mod request;
 mod routes;
 mod secrets;
@@ -215,7 +217,11 @@ impl Sockets {
         };
         let node = async {
             if let Some(door) = node_door {
-                serve(Door::Node(door), self.node).await;
+                let served = serve(Door::Node(Arc::clone(&door)), self.node);
+                tokio::select! {
+                    () = served => {}
+                    () = door.release_gone(&server.deps.broker) => {}
+                }
             }
         };
         tokio::join!(

@@ -5,6 +5,7 @@
 //! placement that was got by a trick fails without it, and a stolen token fails without the
 //! placement. Tokens of Vault prove nothing here and are not looked at.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -12,8 +13,9 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode};
 
 use super::request::Refusal;
+use crate::broker::Broker;
 use crate::clock::{BootInstant, Human};
-use crate::domain::{Pod, PodUid, ServiceAccount, Token};
+use crate::domain::{ConsumerId, Pod, PodUid, ServiceAccount, Token};
 use crate::identity::lock_out::{LockOut, LockedPod};
 use crate::identity::peer::Peer;
 use crate::identity::pods::{DirectoryPod, FindError, PodDirectory};
@@ -42,6 +44,8 @@ pub struct NodeDoor {
     verifier: Verifier,
     proof: ProofToken,
     lock_out: Mutex<LockOut>,
+    /// Pods that were named since they were last seen to be gone.
+    named: Mutex<BTreeMap<PodUid, ConsumerId>>,
 }
 
 /// A caller that was named.
@@ -67,7 +71,32 @@ pub(super) enum NotIntroduced {
 impl NodeDoor {
     /// Names callers by `directory`, and has `verifier` judge their tokens.
     pub fn new(directory: PodDirectory, verifier: Verifier, proof: ProofToken) -> Self {
-        Self { directory, verifier, proof, lock_out: Mutex::default() }
+        let (lock_out, named) = Default::default();
+        Self { directory, verifier, proof, lock_out, named }
+    }
+
+    /// Ends the interest of pods that are gone, for ever. Dropped, nothing is lost.
+    pub(super) async fn release_gone(&self, broker: &Broker) {
+        let mut changes = self.directory.changes();
+        // The directory lives as long as this borrow of it, so there is always somebody who tells.
+        while changes.changed().await.is_ok() {
+            for consumer in self.take_gone() {
+                broker.consumer_gone(consumer).await;
+            }
+        }
+    }
+
+    /// With a token or without, a pod is one consumer.
+    fn note(&self, uid: &PodUid, identity: &Identity) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named.entry(uid.clone()).or_insert_with(|| identity.consumer().clone());
+    }
+
+    fn take_gone(&self) -> Vec<ConsumerId> {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |uid: &PodUid| self.directory.why_unknown(uid) == Some(FindError::Gone);
+        let gone: Vec<PodUid> = named.keys().filter(|uid| is_gone(uid)).cloned().collect();
+        gone.iter().filter_map(|uid| named.remove(uid)).collect()
     }
 
     /// Names a caller that was placed in the pod `uid`. Waits at most two seconds for the directory
@@ -84,6 +113,7 @@ impl NodeDoor {
             return Err(NotIntroduced::LockedOut(left));
         }
         let placed = Identity::on_node_socket(unproved, peer.strength());
+        self.note(uid, &placed);
         let Some(token) = bearer(headers)? else {
             let due = match self.proof {
                 ProofToken::Required => true,

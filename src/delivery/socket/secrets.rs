@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -21,6 +22,10 @@ use crate::policy::{Authorized, Denied};
 
 /// Decisions remembered per connection; a caller that asks for more is decided about again.
 const MEMOS_MAX: usize = 256;
+/// How long a decision waits for the labels of a pod that is not known yet.
+const LABELS_WAIT: Duration = Duration::from_secs(2);
+/// When a pod that is still not known may ask again, in seconds.
+const UNKNOWN_RETRY: u64 = 1;
 
 /// Decisions of one connection by raw request target.
 pub(super) type Memos = hashbrown::HashMap<Box<str>, Memo>;
@@ -79,7 +84,7 @@ impl Connection {
             Some(authorized) => authorized,
             None => {
                 let secret = SecretRef { source: located.source, path, version };
-                let authorized = self.decided(&secret, now)?;
+                let authorized = self.decided(&secret, now).await?;
                 self.remember(target, &authorized, located.namespace, now);
                 authorized
             }
@@ -119,44 +124,48 @@ impl Connection {
 
     /// The same, unless this caller was permitted this secret a moment ago, on whichever
     /// connection.
-    fn decided(&self, secret: &SecretRef, now: BootInstant) -> Result<Authorized, Refusal> {
+    async fn decided(&self, secret: &SecretRef, now: BootInstant) -> Result<Authorized, Refusal> {
         let (policy, identity) = (&self.deps.policy, &self.caller.identity);
         if let Some(permit) = self.decisions.permit(policy, identity, secret, now) {
             self.check_alive()?;
             return Ok(permit);
         }
-        let permit = self.decide(secret, now)?;
+        let permit = self.decide(secret).await?;
         self.decisions.keep(&permit);
         Ok(permit)
     }
 
     /// Asks policy and records the decision before anything it allows is served.
-    pub(super) fn decide(
-        &self,
-        secret: &SecretRef,
-        now: BootInstant,
-    ) -> Result<Authorized, Refusal> {
+    pub(super) async fn decide(&self, secret: &SecretRef) -> Result<Authorized, Refusal> {
         self.check_alive()?;
-        let identity = &self.caller.identity;
-        match self.deps.policy.authorize(identity, secret, now) {
-            Ok(authorized) => {
-                self.deps.audit.record(AuditEvent::Decision {
-                    identity: identity.clone(),
-                    secret: secret.clone(),
-                    allowed: true,
-                    rule: Some(authorized.rule().clone()),
-                    reason: None,
-                })?;
-                Ok(authorized)
-            }
-            Err(denied) => {
-                self.record_denial(secret, denied, now);
-                Err(Refusal::denied())
-            }
-        }
+        let authorized = self.permitted(secret).await?;
+        self.deps.audit.record(AuditEvent::Decision {
+            identity: self.caller.identity.clone(),
+            secret: secret.clone(),
+            allowed: true,
+            rule: Some(authorized.rule().clone()),
+            reason: None,
+        })?;
+        Ok(authorized)
     }
 
-    pub(super) fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
+    /// Asks policy, once the pod is known where that matters; only a denial is recorded.
+    pub(super) async fn permitted(&self, secret: &SecretRef) -> Result<Authorized, Refusal> {
+        let (policy, identity) = (&self.deps.policy, &self.caller.identity);
+        let denied = match policy.authorize_within(LABELS_WAIT, identity, secret).await {
+            Ok(authorized) => return Ok(authorized),
+            Err(denied) => denied,
+        };
+        let refusal = if denied.labels_unknown {
+            Refusal::unavailable("the pod is not known yet: ask again", UNKNOWN_RETRY)
+        } else {
+            Refusal::denied()
+        };
+        self.record_denial(secret, denied, BootInstant::now());
+        Err(refusal)
+    }
+
+    fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
         self.deps.metrics.denied.inc();
         self.caller.admitted.budget().charge_denial(now);
         let Some(left_out) = self.caller.admitted.budget().take_denial_record(now) else {

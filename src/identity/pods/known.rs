@@ -3,7 +3,8 @@
 //!
 //! That the API server no longer has a pod does not mean that it no longer runs: somebody may have
 //! deleted the object by force, or the API server's own store may be an old copy. So a pod is gone
-//! only when a second source on the node says so too.
+//! only when a second source on the node says so too. One of these is the kubelet, which takes a
+//! pod's volumes away when its containers have ended.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::clock::BootInstant;
 use crate::domain::PodUid;
 
 /// How many gone pods are remembered, to tell them from those not yet seen.
-const GONE_MAX: usize = 1024;
+const REMEMBERED_MAX: usize = 1024;
 /// A list in which at least so many known pods are missing, and more than half of them, is doubted.
 const MISSING_MIN: usize = 3;
 /// How long a deleted pod stays known where nothing on the node can tell whether it still runs.
@@ -46,11 +47,40 @@ enum Standing {
     Missing,
 }
 
+/// The newest of some pods.
+#[derive(Debug, Default)]
+struct Remembered(VecDeque<PodUid>);
+
+impl Remembered {
+    fn has(&self, uid: &PodUid) -> bool {
+        self.0.contains(uid)
+    }
+
+    fn add(&mut self, uid: &PodUid) {
+        self.forget(uid);
+        self.0.push_back(uid.clone());
+        if self.0.len() > REMEMBERED_MAX {
+            self.0.pop_front();
+        }
+    }
+
+    /// Whether it was there.
+    fn forget(&mut self, uid: &PodUid) -> bool {
+        let before = self.0.len();
+        self.0.retain(|known| known != uid);
+        self.0.len() != before
+    }
+}
+
 /// The pods of this node. Each change says whether anything is different for somebody who asks.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pods: BTreeMap<PodUid, Entry>,
-    gone: VecDeque<PodUid>,
+    gone: Remembered,
+    /// Volumes that the kubelet published, by pod.
+    volumes: BTreeMap<PodUid, BTreeSet<String>>,
+    /// Pods whose last volume the kubelet took away.
+    emptied: Remembered,
     synced: bool,
 }
 
@@ -88,7 +118,7 @@ impl Known {
             Listed::Pod(pod) => Some(Arc::new(pod)),
             Listed::Static(_) => None,
         };
-        self.gone.retain(|gone| *gone != uid);
+        self.gone.forget(&uid);
         let entry = Entry { pod: pod.clone(), standing: Standing::Listed };
         let before = self.pods.insert(uid, entry);
         before.is_none_or(|before| before.pod != pod)
@@ -109,18 +139,41 @@ impl Known {
         }
     }
 
-    /// Whether there are pods of which only the second source can say that they are gone.
-    pub(super) fn has_doubtful(&self) -> bool {
-        self.pods.values().any(|entry| entry.standing != Standing::Listed)
+    /// The kubelet publishes a volume of this pod, which is on the node then, whatever was thought.
+    pub(super) fn published(&mut self, uid: &PodUid, volume: &str) -> bool {
+        self.volumes.entry(uid.clone()).or_default().insert(volume.to_owned());
+        self.emptied.forget(uid);
+        self.gone.forget(uid)
     }
 
-    /// Asks the second source about those. Where it cannot tell, a deleted pod is gone after
-    /// [`LINGER`], and a missing one never: it waits for the next list.
+    /// The kubelet took a volume of this pod away. After the last one nothing of the pod runs: that
+    /// is what a kubelet waits for. A volume nobody knew of says nothing.
+    pub(super) fn unpublished(&mut self, uid: &PodUid, volume: &str) {
+        let Some(volumes) = self.volumes.get_mut(uid) else { return };
+        if volumes.remove(volume) && volumes.is_empty() {
+            self.volumes.remove(uid);
+            self.emptied.add(uid);
+        }
+    }
+
+    /// The pods of which only the second source can say that they are gone.
+    pub(super) fn doubtful(&self) -> Vec<PodUid> {
+        let doubted = self.pods.iter().filter(|(_, entry)| entry.standing != Standing::Listed);
+        doubted.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Takes in what the second source says about those. Where it cannot tell, a deleted pod is
+    /// gone after [`LINGER`], and a missing one never: it waits for the next list.
     pub(super) fn confirm(
         &mut self,
         presence: &dyn Fn(&PodUid) -> Presence,
         now: BootInstant,
     ) -> bool {
+        let emptied = &self.emptied;
+        let presence = |uid: &PodUid| {
+            let volumes = if emptied.has(uid) { Presence::Absent } else { Presence::Unknown };
+            presence(uid).and(volumes)
+        };
         let is_gone = |uid: &PodUid, entry: &Entry| match entry.standing {
             Standing::Listed => false,
             Standing::Missing => presence(uid) == Presence::Absent,
@@ -138,10 +191,8 @@ impl Known {
             .collect();
         for uid in &gone {
             self.pods.remove(uid);
-            self.gone.push_back(uid.clone());
-        }
-        while self.gone.len() > GONE_MAX {
-            self.gone.pop_front();
+            self.emptied.forget(uid);
+            self.gone.add(uid);
         }
         !gone.is_empty()
     }
@@ -150,7 +201,7 @@ impl Known {
         match self.pods.get(uid) {
             Some(Entry { pod: Some(pod), .. }) => Some(Found::Pod(Arc::clone(pod))),
             Some(Entry { pod: None, .. }) => Some(Found::Static),
-            None if self.gone.contains(uid) => Some(Found::Gone),
+            None if self.gone.has(uid) => Some(Found::Gone),
             None => None,
         }
     }

@@ -57,7 +57,7 @@ fn a_deleted_pod_leaves_at_once_and_is_gone_when_the_node_says_so_too() {
         let changed = known.confirm(&|_| presence, at(10 + after));
         assert_eq!(changed, gone, "{presence:?} {after}");
         assert_eq!(known.find(&uid(0)) == Some(Found::Gone), gone, "{presence:?} {after}");
-        assert_eq!(known.has_doubtful(), !gone);
+        assert_eq!(known.doubtful().is_empty(), gone);
         assert_eq!(leaving(&known, 1), Some(false), "the other one is not concerned");
     }
 }
@@ -98,7 +98,7 @@ fn pods_that_were_doubted_stay_so_in_the_next_short_list_and_come_back_unharmed(
     assert!(!known.list(vec![listed(0)], at(1)));
     assert!(!known.list(vec![listed(0)], at(2)), "not a few missing ones all of a sudden");
     assert!(!known.list((0..6).map(listed).collect(), at(3)));
-    assert!(!known.has_doubtful());
+    assert!(known.doubtful().is_empty());
     assert_eq!(leaving(&known, 5), Some(false));
 }
 
@@ -115,6 +115,50 @@ fn the_node_is_asked_about_pods_in_doubt_only() {
     known.delete(&uid(1), at(1));
     assert!(!known.confirm(&ask, at(2)));
     assert_eq!(asked.get(), 1);
+}
+
+#[test]
+fn the_kubelet_takes_a_pods_last_volume_away_when_nothing_of_it_runs() {
+    let unknown = |_: &PodUid| Presence::Unknown;
+    let mut known = known(0..1);
+    for volume in ["a", "b"] {
+        assert!(!known.published(&uid(0), volume));
+    }
+    known.delete(&uid(0), at(1));
+    assert!(!known.confirm(&unknown, at(1)), "published volumes are no statement");
+    known.unpublished(&uid(0), "a");
+    known.unpublished(&uid(0), "never heard of");
+    assert!(!known.confirm(&unknown, at(1)), "one volume is left");
+    known.unpublished(&uid(0), "b");
+    assert!(!known.confirm(&|_| Presence::Present, at(1)), "somebody sees it");
+    assert!(known.confirm(&unknown, at(1)));
+    assert_eq!(known.find(&uid(0)), Some(Found::Gone));
+    assert!(known.published(&uid(0), "a"), "the kubelet would not publish for a pod that is gone");
+    assert_eq!(known.find(&uid(0)), None);
+}
+
+#[test]
+fn a_volume_that_is_published_again_takes_back_that_the_last_one_went() {
+    let mut known = known(0..1);
+    known.published(&uid(0), "a");
+    known.unpublished(&uid(0), "a");
+    known.published(&uid(0), "a");
+    known.delete(&uid(0), at(1));
+    assert!(!known.confirm(&|_| Presence::Unknown, at(1)));
+}
+
+#[test]
+fn a_mass_disappearance_is_settled_pod_by_pod() {
+    let mut known = known(0..4);
+    for number in [1, 2] {
+        known.published(&uid(number), "a");
+        known.unpublished(&uid(number), "a");
+    }
+    assert!(!known.list(Vec::new(), at(1)), "doubted");
+    let seen = |pod: &PodUid| if *pod == uid(2) { Presence::Present } else { Presence::Unknown };
+    assert!(known.confirm(&seen, at(1)));
+    let standing: Vec<_> = (0..4).map(|number| leaving(&known, number)).collect();
+    assert_eq!(standing, [Some(false), None, Some(false), Some(false)]);
 }
 
 #[test]
@@ -143,7 +187,7 @@ fn static_pods_are_known_as_such_and_have_no_labels() {
 fn the_memory_of_gone_pods_is_bounded() {
     let mut known = Known::default();
     let uids: Vec<PodUid> =
-        (0..=GONE_MAX).map(|number| format!("{number:08}").parse().unwrap()).collect();
+        (0..=REMEMBERED_MAX).map(|number| format!("{number:08}").parse().unwrap()).collect();
     for uid in &uids {
         known.apply(Listed::Pod(DirectoryPod { uid: uid.clone(), ..pod(0, &[]) }));
         known.delete(uid, at(0));
@@ -151,5 +195,5 @@ fn the_memory_of_gone_pods_is_bounded() {
     }
     assert_eq!(known.find(&uids[0]), None);
     assert_eq!(known.find(&uids[1]), Some(Found::Gone));
-    assert_eq!(known.find(&uids[GONE_MAX]), Some(Found::Gone));
+    assert_eq!(known.find(&uids[REMEMBERED_MAX]), Some(Found::Gone));
 }

@@ -5,13 +5,14 @@
 //! | `wire` | what is read of a pod |
 //! | `known` | what is known, and when a pod is gone; pure |
 //! | `feed` | the API server's list and watch |
-//! | `presence` | what the node itself still has of a pod |
+//! | `presence` | what the node itself still has of a pod, by several witnesses |
 //! | `task` | puts them together |
 //!
 //! It proves nothing about a caller: that is done by tokens and cgroups. Losing the API server
 //! makes nothing unknown that was known.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ mod presence;
 mod task;
 mod wire;
 
-pub use presence::{Presence, kubelet_presence};
+pub use presence::{Presence, Witness, kubelet_directories, processes};
 pub use task::{DirectoryTask, WatchedNode};
 
 use known::{Found, Known};
@@ -76,6 +77,16 @@ pub enum FindError {
     /// Too many callers wait already.
     #[error("too many callers wait for pods that are not known yet")]
     Busy,
+}
+
+impl FindError {
+    /// Whether asking again later may find the pod.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unknown | Self::Unreachable(_) | Self::Busy => true,
+            Self::Off | Self::Gone | Self::Static => false,
+        }
+    }
 }
 
 /// Where the directory comes from.
@@ -174,6 +185,52 @@ impl PodDirectory {
         tokio::time::timeout(wait, appears).await.unwrap_or_else(|_| Err(self.not_known()))
     }
 
+    /// Why the pod of this uid is not known now; `None` if it is.
+    pub fn why_unknown(&self, uid: &PodUid) -> Option<FindError> {
+        match self.look(uid) {
+            _ if self.0.mode == DirectoryMode::None => Some(FindError::Off),
+            Some(found) => found.err(),
+            None => Some(self.not_known()),
+        }
+    }
+
+    /// Whether the pod is known to be ending or to have ended, so that it gets nothing new.
+    pub fn is_leaving(&self, uid: &PodUid) -> bool {
+        match self.look(uid) {
+            Some(Ok(pod)) => pod.leaving,
+            Some(Err(error)) => error == FindError::Gone,
+            None => false,
+        }
+    }
+
+    /// Waits until the pod is gone. Cancel-safe: it waits for a state.
+    pub async fn gone(&self, uid: &PodUid) {
+        let mut changes = self.changes();
+        while self.look(uid) != Some(Err(FindError::Gone)) {
+            if changes.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// The kubelet published this volume of the pod: it is there, whatever was thought of it.
+    pub fn volume_published(&self, pod: &PodUid, volume: &str) {
+        if self.0.mode == DirectoryMode::ApiServer {
+            self.update(|known| known.published(pod, volume));
+        }
+    }
+
+    /// The kubelet took this volume of the pod away. After a pod's last one its containers are
+    /// gone.
+    pub fn volume_unpublished(&self, pod: &PodUid, volume: &str) {
+        if self.0.mode == DirectoryMode::ApiServer {
+            self.update(|known| {
+                known.unpublished(pod, volume);
+                false
+            });
+        }
+    }
+
     /// The labels of a pod that is known; `None` is no statement about its labels.
     pub fn labels(&self, uid: &PodUid) -> Option<Arc<Labels>> {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner).labels(uid)
@@ -226,8 +283,8 @@ impl PodDirectory {
         }
     }
 
-    fn has_doubtful(&self) -> bool {
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner).has_doubtful()
+    fn doubtful(&self) -> Vec<PodUid> {
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner).doubtful()
     }
 
     fn heard(&self, now: BootInstant) {
@@ -239,6 +296,43 @@ impl PodDirectory {
         let mut link = self.0.link.write().unwrap_or_else(PoisonError::into_inner);
         let since = link.failing.as_ref().map_or(now, |(since, _)| *since);
         link.failing = Some((since, error));
+    }
+}
+
+impl fmt::Debug for PodDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PodDirectory").field(&self.0.mode).finish()
+    }
+}
+
+#[cfg(test)]
+impl PodDirectory {
+    /// One that follows no API server but is told of pods.
+    pub(crate) fn told() -> Self {
+        let directory = Self::of(DirectoryMode::ApiServer);
+        directory.update(|known| known.list(Vec::new(), BootInstant::default()));
+        directory
+    }
+
+    /// How many callers wait for a pod.
+    pub(crate) fn waiting(&self) -> usize {
+        WAITERS_MAX - self.0.waiters.available_permits()
+    }
+
+    /// Tells it of a pod.
+    pub(crate) fn tell(&self, pod: DirectoryPod) {
+        self.update(|known| known.apply(wire::Listed::Pod(pod)));
+    }
+
+    /// Tells it that a pod was deleted, and what the node has of whatever is in doubt.
+    pub(crate) fn tell_deleted(&self, uid: &PodUid, presence: Presence) {
+        self.update(|known| known.delete(uid, BootInstant::now()));
+        self.update(|known| known.confirm(&|_| presence, BootInstant::now()));
+    }
+
+    /// The same for a pod of which nothing is left.
+    pub(crate) fn tell_gone(&self, uid: &PodUid) {
+        self.tell_deleted(uid, Presence::Absent);
     }
 }
 

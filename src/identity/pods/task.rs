@@ -1,15 +1,17 @@
 //! Keeps the directory: hears the API server, asks the node, paces both.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{Feed, FeedError, News};
+use super::presence::{self, Presence, Witness};
 use super::wire::{Listed, WirePod};
-use super::{DirectoryMode, PodDirectory, Presence};
+use super::{DirectoryMode, PodDirectory};
 use crate::clock::{self, BootInstant};
-use crate::domain::{NodeName, PodUid};
+use crate::domain::NodeName;
 use crate::identity::token::ApiServer;
 use crate::telemetry::Chain;
 
@@ -28,7 +30,7 @@ pub struct WatchedNode {
     pub server: ApiServer,
     /// This node.
     pub node: NodeName,
-    /// The kubelet's root directory, for [`super::kubelet_presence`].
+    /// The kubelet's root directory, for [`super::kubelet_directories`].
     pub kubelet_root: String,
 }
 
@@ -37,23 +39,20 @@ pub struct DirectoryTask {
     directory: PodDirectory,
     node: NodeName,
     feed: Feed,
-    presence: Box<dyn Fn(&PodUid) -> Presence + Send + Sync>,
+    witnesses: Arc<[Witness]>,
     doubts: Notify,
 }
 
 impl DirectoryTask {
-    /// A directory and its task. Nothing is contacted yet. `presence` is the second source that has
-    /// to agree before a pod is gone; it is asked on the task's thread.
-    pub fn new(
-        watched: &WatchedNode,
-        presence: impl Fn(&PodUid) -> Presence + Send + Sync + 'static,
-    ) -> (PodDirectory, Self) {
+    /// A directory and its task. Nothing is contacted yet. The `witnesses` are the second source,
+    /// which has to agree before a pod is gone; they are asked on the blocking pool.
+    pub fn new(watched: &WatchedNode, witnesses: Vec<Witness>) -> (PodDirectory, Self) {
         let directory = PodDirectory::of(DirectoryMode::ApiServer);
         let task = Self {
             directory: directory.clone(),
             node: watched.node.clone(),
             feed: Feed::new(watched.server.clone(), &watched.node),
-            presence: Box::new(presence),
+            witnesses: witnesses.into(),
             doubts: Notify::new(),
         };
         (directory, task)
@@ -64,11 +63,11 @@ impl DirectoryTask {
     /// # Errors
     /// Only if there are no timers any more.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { directory, node, mut feed, presence, doubts } = self;
+        let Self { directory, node, mut feed, witnesses, doubts } = self;
         tokio::select! {
             () = stop.cancelled() => Ok(()),
             ended = hear(&directory, &node, &mut feed, &doubts) => ended.map_err(Into::into),
-            ended = confirm(&directory, &presence, &doubts) => ended.map_err(Into::into),
+            ended = confirm(&directory, &witnesses, &doubts) => ended.map_err(Into::into),
         }
     }
 }
@@ -141,15 +140,21 @@ fn pause(error: &FeedError, failures: u32) -> Duration {
 /// Asks the node about pods in doubt; sleeps while there are none. Returns only without timers.
 async fn confirm(
     directory: &PodDirectory,
-    presence: &(dyn Fn(&PodUid) -> Presence + Send + Sync),
+    witnesses: &Arc<[Witness]>,
     doubts: &Notify,
 ) -> std::io::Result<()> {
     loop {
-        directory.update(|known| known.confirm(presence, BootInstant::now()));
-        if directory.has_doubtful() {
-            clock::sleep(CONFIRM_EVERY).await?;
-        } else {
+        let doubtful = directory.doubtful();
+        if doubtful.is_empty() {
             doubts.notified().await;
+            continue;
         }
+        let witnesses = Arc::clone(witnesses);
+        let asked = tokio::task::spawn_blocking(move || presence::ask(&witnesses, &doubtful));
+        // A witness that panics knows nothing, and is asked again.
+        let answers = asked.await.unwrap_or_default();
+        let presence = |uid: &_| answers.get(uid).copied().unwrap_or(Presence::Unknown);
+        directory.update(|known| known.confirm(&presence, BootInstant::now()));
+        clock::sleep(CONFIRM_EVERY).await?;
     }
 }
