@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod kubelet_cgroup;
 pub mod peer;
 pub mod pods;
+mod process;
 mod runtime_names;
 pub mod self_test;
 pub mod supposed;

@@ -9,6 +9,7 @@
 //! | [`routes`] | one connection's service: dispatch to the files below |
 //! | [`secrets`], [`served`] | policy, memoised; the hit path; what was served, for the audit log |
 //! | [`decisions`] | permits of all connections |
+//! | [`between`] | what callers that connect anew for each request find again |
 //! | [`local`], [`leases`] | what Vault's clients need of `sys/` and `auth/`, answered here |
 //! | [`agent`], [`metrics`] | `/agent/v1/` |
 //! | [`client`] | the other end, for the command line |
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::broker::Broker;
+use crate::clock::BootInstant;
 use crate::identity::self_test::NodeProof;
 use crate::policy::Policy;
 use crate::status::VolumeBoard;
@@ -31,6 +33,7 @@ mod activity;
 pub mod admission;
 pub mod agent;
 mod answer;
+mod between;
 pub mod bind;
 pub mod client;
 mod decisions;
@@ -48,10 +51,12 @@ pub mod transport;
 
 use admission::Admission;
 pub use agent::{OperatorApi, Viewer, answers};
+use between::Between;
 pub use bind::{BindError, BoundSocket, Ownership, Place};
 use decisions::Decisions;
 pub use directory::SourceDirectory;
 pub use door::{Door, PodDoor};
+use gate::Gated;
 pub use request::Refusal;
 
 /// Operators keep a way in when the host socket is full.
@@ -178,12 +183,16 @@ impl Sockets {
     /// sent.
     pub async fn serve(self, server: Server) {
         let until_intake = CancellationToken::new();
-        let operator = server.run(Door::Operator, self.operator, &until_intake);
+        // Only the host's door is busy: the others are not looked at for each of its callers.
+        let operator = Gated::new(server.run(Door::Operator, self.operator, &until_intake));
+        let absent = Gated::new(server.record_absent());
         match self.host.map(|socket| server.run(Door::Host, socket, &until_intake)) {
             Some(host) => {
-                tokio::join!(operator, host);
+                tokio::join!(operator, host, absent);
             }
-            None => operator.await,
+            None => {
+                tokio::join!(operator, absent);
+            }
         }
     }
 }
@@ -198,6 +207,7 @@ pub struct Server {
     pub proof: Arc<NodeProof>,
     intake: CancellationToken,
     decisions: Arc<Decisions>,
+    between: Arc<Between>,
     /// The caps of all pods' sockets together.
     pods: Arc<Admission>,
 }
@@ -215,8 +225,17 @@ impl Server {
         intake: CancellationToken,
     ) -> Self {
         let pods = admission(PODS_AT_THEIR_CAP * limits.connections_per_user, limits);
-        let decisions = Arc::default();
-        Self { limits, deps: Arc::new(deps), proof, intake, decisions, pods }
+        let (decisions, between) = (Arc::default(), Arc::default());
+        Self { limits, deps: Arc::new(deps), proof, intake, decisions, between, pods }
+    }
+
+    /// Records what was served to callers that have not come again, until the intake is cancelled.
+    async fn record_absent(&self) {
+        let mut ticks = tokio::time::interval(between::WAIT);
+        // Both arms are cancel-safe.
+        while self.intake.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.between.forget(BootInstant::now());
+        }
     }
 
     /// Serves one socket until `stop` or the intake is cancelled and the last running reply has

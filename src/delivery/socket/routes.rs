@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio_util::sync::CancellationToken;
 
+use super::between::Between;
 use super::request::{self, Refusal, Route};
 use super::secrets::Memos;
 use super::transport::{Answer, Caller};
@@ -29,6 +31,9 @@ pub(super) struct Connection {
     pub(super) decisions: Arc<Decisions>,
     pub(super) stop: CancellationToken,
     pub(super) memos: Mutex<Memos>,
+    /// Nothing was answered yet from what an earlier connection left.
+    pub(super) unasked: AtomicBool,
+    between: Arc<Between>,
 }
 
 impl Connection {
@@ -38,9 +43,19 @@ impl Connection {
         server: Server,
         stop: CancellationToken,
     ) -> ConnectionService {
-        let Server { limits, deps, decisions, .. } = server;
-        let memos = Mutex::default();
-        ConnectionService(Arc::new(Self { caller, limits, deps, decisions, stop, memos }))
+        let Server { limits, deps, decisions, between, .. } = server;
+        let memos = Mutex::new(between.take(&caller.identity));
+        let unasked = AtomicBool::new(true);
+        ConnectionService(Arc::new(Self {
+            caller,
+            limits,
+            deps,
+            decisions,
+            stop,
+            memos,
+            unasked,
+            between,
+        }))
     }
 
     async fn answer(self: Arc<Self>, parts: Parts, body: Incoming) -> Answer {
@@ -96,6 +111,13 @@ impl Connection {
                 "the request body did not arrive in time",
             )),
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let memos = self.memos.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.between.leave(&self.caller.identity, std::mem::take(memos), BootInstant::now());
     }
 }
 

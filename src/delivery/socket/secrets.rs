@@ -1,6 +1,7 @@
 //! Reading a secret: policy once, remembered per connection; then the snapshot; then the broker.
 
 use std::num::NonZeroU64;
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -22,7 +23,7 @@ use crate::policy::{Authorized, Denied};
 /// Decisions remembered per connection; a caller that asks for more is decided about again.
 const MEMOS_MAX: usize = 256;
 
-/// Decisions of one connection by raw request target.
+/// Decisions of one connection, and of earlier ones of its caller, by raw request target.
 pub(super) type Memos = hashbrown::HashMap<Box<str>, Memo>;
 
 /// One remembered decision.
@@ -47,6 +48,7 @@ impl Connection {
         if request::wants_wrapping(request.headers())
             || !request::namespace_fits(request.headers(), memo.namespace.as_deref())
             || !self.deps.policy.still_holds(&memo.authorized, now)
+            || !self.alive_if_unasked()
         {
             return None;
         }
@@ -191,6 +193,17 @@ impl Connection {
             StatusCode::FORBIDDEN,
             "permission denied: the process that connected has exited",
         ))
+    }
+
+    /// The first answer of a connection may come from what an earlier one left, so whether the
+    /// process lives is asked here; later on its exit ends the connection.
+    fn alive_if_unasked(&self) -> bool {
+        // Only this connection's requests, one at a time, ever look.
+        if !self.unasked.load(Ordering::Relaxed) {
+            return true;
+        }
+        self.unasked.store(false, Ordering::Relaxed);
+        self.caller.peer.still_alive()
     }
 
     fn remembered(&self, target: &str, now: BootInstant) -> Option<Authorized> {
