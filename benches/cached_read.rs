@@ -61,7 +61,7 @@ max_ttl = "48h"
 /// One server's socket and what to ask it for.
 struct Server<'a> {
     socket: &'a Path,
-    target: String,
+    targets: Vec<String>,
 }
 
 fn main() -> io::Result<()> {
@@ -75,9 +75,9 @@ fn main() -> io::Result<()> {
         agent.read(path);
         let body = hit(&agent, path);
         let (_process, bare_socket) = bare::start(dir.path(), name, &body);
-        let target = format!("/v1/{path}");
-        let ours = Server { socket: &socket, target: target.clone() };
-        let bare = Server { socket: &bare_socket, target };
+        let targets = vec![format!("/v1/{path}")];
+        let ours = Server { socket: &socket, targets: targets.clone() };
+        let bare = Server { socket: &bare_socket, targets };
         let what = format!("{name}, {} bytes", body.len());
         let all = [
             ("1", Connections::Kept(1)),
@@ -110,7 +110,7 @@ fn compare(
     ours: &Server<'_>,
     bare: &Server<'_>,
 ) -> io::Result<[String; 7]> {
-    let ask = |server: &Server<'_>| load::run(server.socket, &server.target, shape, ROUND);
+    let ask = |server: &Server<'_>| load::run(server.socket, &server.targets, shape, ROUND);
     let mut rounds = Vec::new();
     for _ in 0..=ROUNDS {
         rounds.push((ask(ours)?, ask(bare)?));
@@ -129,20 +129,10 @@ fn compare(
     Ok([
         what.to_owned(),
         label.to_owned(),
-        figures(rounds.iter().map(|(ours, _)| ours)),
-        figures(rounds.iter().map(|(_, bare)| bare)),
+        load::figures(rounds.iter().map(|(ours, _)| ours)),
+        load::figures(rounds.iter().map(|(_, bare)| bare)),
         judged(rate, format!("≥ {RATE_LEAST}"), rate >= RATE_LEAST),
         format!("{p50:.2}"),
         judged(p99, format!("≤ {P99_MOST}"), p99 <= P99_MOST),
     ])
-}
-
-fn figures<'a>(seen: impl Iterator<Item = &'a Seen> + Clone) -> String {
-    let middle = |of: fn(&Seen) -> f64| median(seen.clone().map(of));
-    format!(
-        "{:.1} k, {:.0} / {:.0}",
-        middle(|seen| seen.per_second / 1e3),
-        middle(|seen| seen.p50.as_secs_f64() * 1e6),
-        middle(|seen| seen.p99.as_secs_f64() * 1e6),
-    )
 }

@@ -90,11 +90,12 @@ pub fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// The supplementary groups the peer had when it connected (`SO_PEERGROUPS`, Linux 4.13).
 pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     // The kernel's NGROUPS_MAX is 65536; nearly everybody has fewer than 64 groups.
-    let mut groups = vec![0_u32; 64];
+    let (mut few, mut many) = ([0_u32; 64], Vec::new());
     loop {
+        let groups = if many.is_empty() { &mut few[..] } else { &mut many[..] };
         let mut length = libc::socklen_t::try_from(groups.len() * size_of::<u32>())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        // SAFETY: the kernel writes at most `length` bytes, the size of the vector's buffer.
+        // SAFETY: the kernel writes at most `length` bytes, the size of the buffer.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
@@ -106,15 +107,14 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
         };
         let count = length as usize / size_of::<u32>();
         if result == 0 {
-            groups.truncate(count);
-            return Ok(groups);
+            return Ok(groups[..count.min(groups.len())].to_vec());
         }
         let error = io::Error::last_os_error();
         // ERANGE comes with the length that would have been enough.
         if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
             return Err(error);
         }
-        groups.resize(count, 0);
+        many.resize(count, 0);
     }
 }
 

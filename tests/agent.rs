@@ -342,3 +342,23 @@ fn the_caps_in_the_documentation_are_those_that_the_agent_shows() {
         }
     }
 }
+
+#[test]
+fn reads_on_new_connections_are_decided_once_and_recorded_in_one_line() {
+    let dir = playground();
+    let mut agent = start(dir.path(), &[CONFIG, GRANTS]);
+    let closed = r#"secrets_broker_connections{socket="host"} 0"#;
+    for _ in 0..3 {
+        assert_eq!(agent.read("secret/data/shop/web").status, 200);
+        eventually(Duration::from_secs(10), "the connection is over", || {
+            agent.operator("GET", "/agent/v1/metrics", None).body.contains(closed)
+        });
+    }
+    agent.stop();
+    let lines = agent.audit();
+    let lines =
+        |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    assert_eq!(lines("decision").len(), 1);
+    let served: Vec<_> = lines("served").iter().map(|line| line["served"].clone()).collect();
+    assert_eq!(served, [3]);
+}

@@ -1,4 +1,5 @@
 //! A closed loop of clients on a Unix socket: raw bytes out, whole replies in, latencies kept.
+#![allow(dead_code, reason = "each bench uses a part of it")]
 
 use std::io;
 use std::path::Path;
@@ -8,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use crate::report::percentile;
+use crate::report::{median, percentile};
 
 /// How clients connect.
 #[derive(Clone, Copy)]
@@ -26,10 +27,11 @@ pub struct Seen {
     pub p99: Duration,
 }
 
-/// Asks for `target` over `socket` during `length`. Anything but a complete 200 is an error.
+/// Asks for `targets` in turn over `socket` during `length`. Anything but a complete 200 is an
+/// error.
 pub fn run(
     socket: &Path,
-    target: &str,
+    targets: &[String],
     connections: Connections,
     length: Duration,
 ) -> io::Result<Seen> {
@@ -40,16 +42,18 @@ pub fn run(
         Connections::New(clients) => (clients, false),
     };
     let end = if kept { "" } else { "connection: close\r\n" };
-    let request = format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n{end}\r\n").into_bytes();
+    let request =
+        |target: &String| format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n{end}\r\n").into();
+    let requests: Vec<Vec<u8>> = targets.iter().map(request).collect();
     runtime.block_on(async {
         let mut tasks = JoinSet::new();
         let started = Instant::now();
         for _ in 0..clients {
-            let (socket, request) = (socket.to_owned(), request.clone());
+            let (socket, requests) = (socket.to_owned(), requests.clone());
             tasks.spawn(async move {
                 match kept {
-                    true => keep_alive(&socket, &request, started, length).await,
-                    false => reconnect(&socket, &request, started, length).await,
+                    true => keep_alive(&socket, &requests, started, length).await,
+                    false => reconnect(&socket, &requests, started, length).await,
                 }
             });
         }
@@ -69,14 +73,17 @@ pub fn run(
 
 async fn keep_alive(
     socket: &Path,
-    request: &[u8],
+    requests: &[Vec<u8>],
     started: Instant,
     length: Duration,
 ) -> io::Result<Vec<u32>> {
     let mut nanos = Vec::new();
     let mut stream = UnixStream::connect(socket).await?;
     let mut buffer = vec![0; 16 * 1024];
-    while started.elapsed() < length {
+    for request in requests.iter().cycle() {
+        if started.elapsed() >= length {
+            break;
+        }
         let sent = Instant::now();
         exchange(&mut stream, request, &mut buffer).await?;
         nanos.push(nanos_since(sent));
@@ -86,19 +93,54 @@ async fn keep_alive(
 
 async fn reconnect(
     socket: &Path,
-    request: &[u8],
+    requests: &[Vec<u8>],
     started: Instant,
     length: Duration,
 ) -> io::Result<Vec<u32>> {
     let mut nanos = Vec::new();
     let mut buffer = vec![0; 16 * 1024];
-    while started.elapsed() < length {
+    for request in requests.iter().cycle() {
+        if started.elapsed() >= length {
+            break;
+        }
         let sent = Instant::now();
         let mut stream = UnixStream::connect(socket).await?;
         exchange(&mut stream, request, &mut buffer).await?;
         nanos.push(nanos_since(sent));
     }
     Ok(nanos)
+}
+
+/// Asks for each target once; the body of the last reply.
+pub fn body(socket: &Path, targets: &[String]) -> io::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut reply = Vec::new();
+        for target in targets {
+            let close = "connection: close";
+            let request = format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n{close}\r\n\r\n");
+            let mut stream = UnixStream::connect(socket).await?;
+            stream.write_all(request.as_bytes()).await?;
+            reply.clear();
+            stream.read_to_end(&mut reply).await?;
+            if !complete(&reply)? {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "half a reply"));
+            }
+        }
+        let head = find(&reply, b"\r\n\r\n").ok_or_else(|| io::Error::other("no targets"))?;
+        String::from_utf8(reply.split_off(head + 4)).map_err(io::Error::other)
+    })
+}
+
+/// A table's cell: the medians of what several loads saw.
+pub fn figures<'a>(seen: impl Iterator<Item = &'a Seen> + Clone) -> String {
+    let middle = |of: fn(&Seen) -> f64| median(seen.clone().map(of));
+    format!(
+        "{:.1} k, {:.0} / {:.0}",
+        middle(|seen| seen.per_second / 1e3),
+        middle(|seen| seen.p50.as_secs_f64() * 1e6),
+        middle(|seen| seen.p99.as_secs_f64() * 1e6),
+    )
 }
 
 fn nanos_since(sent: Instant) -> u32 {

@@ -5,6 +5,8 @@
 //! itself; it cannot lose the segments that its runtime put above it, nor get below the kubelet's
 //! root.
 
+use std::borrow::Cow;
+
 use super::kubelet_cgroup::{KubeletCgroup, Place};
 use super::runtime_names::container_segment;
 use crate::domain::{ContainerId, PodUid};
@@ -70,7 +72,7 @@ pub fn placement(text: &str, kubelet: Option<&KubeletCgroup>) -> Placement {
 /// Whether the text would look the same for a process in a container whose main thread has exited:
 /// the kernel then shows `/` for every v1 hierarchy (a v2 path stays).
 pub fn may_hide_an_exit(text: &str) -> bool {
-    lines(text).is_none_or(|lines| lines.iter().any(|line| line.hierarchy != "0"))
+    !text.lines().all(|line| line.starts_with("0:") || line.is_empty())
 }
 
 /// The lines of a cgroup file; `None` if there are none or one does not fit the grammar.
@@ -89,7 +91,7 @@ fn line(text: &str) -> Option<Line<'_>> {
 fn place(line: &Line<'_>, kubelet: Option<&KubeletCgroup>) -> Place {
     let path = match kubelet {
         Some(kubelet) => kubelet.absolute(line.hierarchy, line.path),
-        None => Some(line.path.to_owned()).filter(|path| !path.split('/').any(|s| s == "..")),
+        None => Some(line.path).filter(|path| !goes_up(path)).map(Cow::Borrowed),
     };
     let Some(path) = path else {
         return Place::Doubtful("a cgroup outside this process's own cgroup namespace");
@@ -100,10 +102,17 @@ fn place(line: &Line<'_>, kubelet: Option<&KubeletCgroup>) -> Place {
     }
 }
 
+/// Whether a path has a step up, so begins outside of the reader's cgroup namespace.
+pub(super) fn goes_up(path: &str) -> bool {
+    path.contains("/..") && path.split('/').any(|segment| segment == "..")
+}
+
 /// A path that is no pod's: the host's, unless anything hints at a container.
 fn outside(path: &str) -> Place {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-    path.split('/').find_map(container_segment).map_or(Place::Outside, Place::Doubtful)
+    // On v1 most hierarchies say "/": nothing to look at.
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+    segments.find_map(container_segment).map_or(Place::Outside, Place::Doubtful)
 }
 
 #[cfg(test)]

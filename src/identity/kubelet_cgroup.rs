@@ -10,9 +10,10 @@
 //! | `systemd` | `…kubepods.slice` | `[<slice>/]kubepods[-<qos>]-pod<uid>.slice/<rt>-<id>.scope` |
 //! | `systemd`, runtime `cgroupfs` | any | `kubepods[-<qos>]-pod<uid>.slice:<rt>:<id>` |
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::cgroup::lines;
+use super::cgroup::{goes_up, lines};
 use super::runtime_names::{container_segment, is_hex};
 use crate::domain::{ContainerId, PodUid};
 
@@ -178,19 +179,19 @@ impl KubeletCgroup {
     /// Steps up lead to one of our own ancestors, all of which the kubelet made. Where the name of
     /// one is not known (our own class, our own container), one that reads the same is put in its
     /// place: the answer does not depend on it.
-    pub(super) fn absolute(&self, hierarchy: &str, path: &str) -> Option<String> {
+    pub(super) fn absolute<'a>(&self, hierarchy: &str, path: &'a str) -> Option<Cow<'a, str>> {
+        let namespace = self.namespace.as_ref();
+        let Some((namespace, depth)) =
+            namespace.and_then(|namespace| Some((namespace, *namespace.depths.get(hierarchy)?)))
+        else {
+            return (!goes_up(path)).then_some(Cow::Borrowed(path));
+        };
         let segments: Vec<&str> = path.split('/').skip(1).filter(|s| !s.is_empty()).collect();
         let ups = segments.iter().take_while(|segment| **segment == "..").count();
         let rest = &segments[ups..];
         if rest.contains(&"..") {
             return None;
         }
-        let namespace = self.namespace.as_ref();
-        let Some((namespace, depth)) =
-            namespace.and_then(|namespace| Some((namespace, *namespace.depths.get(hierarchy)?)))
-        else {
-            return (ups == 0).then(|| path.to_owned());
-        };
         let root: Vec<&str> = self.root.split('/').skip(1).collect();
         // Our own path is root, perhaps a class, pod, container; nothing else is understood.
         let classes = depth.checked_sub(root.len() + 2).filter(|classes| *classes <= 1)?;
@@ -207,7 +208,7 @@ impl KubeletCgroup {
             // Our own container, and whatever it makes below itself.
             Some(_) => absolute.push(&own_pod),
         }
-        Some(format!("/{}", absolute.join("/")))
+        Some(Cow::Owned(format!("/{}", absolute.join("/"))))
     }
 
     fn pod_segment(&self, pod: &PodUid) -> String {

@@ -10,6 +10,7 @@ pub mod kubelet_cgroup;
 pub mod lock_out;
 pub mod peer;
 pub mod pods;
+mod process;
 mod runtime_names;
 pub mod self_test;
 pub mod supposed;

@@ -6,7 +6,6 @@
 //! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes,
 //! and watches [`Peer::exited`] to drop the connection with its connector.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, LazyLock};
@@ -16,16 +15,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
 
-use super::cgroup::{Placement, may_hide_an_exit, placement};
+use super::cgroup::Placement;
 use super::kubelet_cgroup::KubeletCgroup;
+use super::process::Process;
 use super::{Identity, Listener, ProofStrength};
 use crate::domain::{Pod, PodUid, VaultRole, VolumeName};
 use crate::sys;
 
-/// Longest `/proc` file read; a v1 cgroup file has about 15 lines.
-const PROC_FILE_BYTES_MAX: usize = 64 * 1024;
-/// The kernel's mark of a thread that is exiting, among the flags in `/proc/<pid>/stat`.
-const PF_EXITING: u32 = 4;
 /// How often a peer without a pidfd is looked at.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -85,9 +81,10 @@ pub struct Peer {
     gid: u32,
     groups: Vec<u32>,
     placement: Placement,
+    /// Looked at on the host only: what runs in a pod is never a user.
     own_user_namespace: bool,
-    /// It runs in the agent's own container.
-    own_cgroups: bool,
+    /// The text of its cgroup file, unless it runs on the host.
+    cgroup: Option<String>,
     handle: Handle,
 }
 
@@ -96,9 +93,28 @@ enum Handle {
     PidFd(OwnedFd),
     /// Before Linux 6.5: `/proc/<pid>`, opened after the fact. It pins the process from then on,
     /// but the pid may have been reused between `connect` and here.
-    ProcDirectory(OwnedFd),
+    ProcDirectory(OwnedFd, i32),
     /// Before Linux 6.5, and it runs in a pid namespace that this process does not see.
     Nothing,
+}
+
+/// What `/proc` tells about a peer.
+struct Seen {
+    placement: Placement,
+    own_user_namespace: bool,
+    cgroup: Option<String>,
+}
+
+impl Seen {
+    fn of(process: &Process<'_>, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
+        let (placement, cgroup) = process.place(kubelet)?;
+        let on_host = placement == Placement::Host;
+        Ok(Self {
+            placement,
+            own_user_namespace: on_host && process.shares_user_namespace()?,
+            cgroup: (!on_host).then_some(cgroup),
+        })
+    }
 }
 
 impl Peer {
@@ -110,20 +126,23 @@ impl Peer {
         let groups = sys::peer_groups(stream.as_fd()).map_err(PeerError::Credentials)?;
         let pid = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::OtherPidNamespace)?;
 
-        let directory = match (open_process(pid), &pidfd) {
-            (Err(_), Some(pidfd)) if is_readable(pidfd.as_fd()) => return Err(PeerError::Gone),
-            (directory, _) => directory?,
+        let (seen, handle) = match pidfd {
+            Some(pidfd) => {
+                let seen = Seen::of(&Process::numbered(pid), kubelet);
+                if seen.is_err() && is_readable(pidfd.as_fd()) {
+                    return Err(PeerError::Gone);
+                }
+                (seen?, Handle::PidFd(pidfd))
+            }
+            None => {
+                let directory = open_process(pid)?;
+                let seen = Seen::of(&Process::of_directory(&directory, pid), kubelet)?;
+                (seen, Handle::ProcDirectory(directory, pid))
+            }
         };
-        let (placement, cgroup) = place(&directory, pid, kubelet)?;
-        let peer = Self {
-            uid: credentials.uid(),
-            gid: credentials.gid(),
-            groups,
-            own_user_namespace: shares_user_namespace(&directory, pid)?,
-            own_cgroups: placement != Placement::Host && is_own_cgroup(&cgroup)?,
-            placement,
-            handle: pidfd.map_or(Handle::ProcDirectory(directory), Handle::PidFd),
-        };
+        let Seen { placement, own_user_namespace, cgroup } = seen;
+        let (uid, gid) = (credentials.uid(), credentials.gid());
+        let peer = Self { uid, gid, groups, placement, own_user_namespace, cgroup, handle };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
     }
 
@@ -137,7 +156,7 @@ impl Peer {
             groups: Vec::new(),
             placement: Placement::Container { reason: "a place that this node cannot tell" },
             own_user_namespace: false,
-            own_cgroups: false,
+            cgroup: None,
             handle: pidfd(stream)?.map_or(Handle::Nothing, Handle::PidFd),
         })
     }
@@ -147,7 +166,7 @@ impl Peer {
     /// own container: what `kubectl exec` starts there is an operator's, since only who may start
     /// processes in it, or root on the node, gets into its cgroups.
     pub fn identify(&self, listener: Listener) -> Result<Identity, PeerError> {
-        if !(listener == Listener::Operator && self.own_cgroups) {
+        if !(listener == Listener::Operator && self.is_at_home()?) {
             self.on_host()?;
         }
         let operator = self.uid == 0 || self.uid == rustix::process::geteuid().as_raw();
@@ -190,6 +209,11 @@ impl Peer {
         if self.uid == 0 { Ok(()) } else { Err(PeerError::NotRoot(self.uid)) }
     }
 
+    /// Whether it runs in exactly the agent's own cgroups.
+    fn is_at_home(&self) -> Result<bool, PeerError> {
+        self.cgroup.as_ref().map_or(Ok(false), |text| Ok(*text == Process::own().cgroup()?))
+    }
+
     /// A uid means something only outside of every container, in the agent's own user namespace.
     fn on_host(&self) -> Result<(), PeerError> {
         match self.placement {
@@ -209,7 +233,7 @@ impl Peer {
     pub fn strength(&self) -> ProofStrength {
         match self.handle {
             Handle::PidFd(_) => ProofStrength::PidFd,
-            Handle::ProcDirectory(_) => ProofStrength::PeerCred,
+            Handle::ProcDirectory(..) => ProofStrength::PeerCred,
             Handle::Nothing => ProofStrength::SocketOnly,
         }
     }
@@ -218,7 +242,9 @@ impl Peer {
     pub fn still_alive(&self) -> bool {
         match &self.handle {
             Handle::PidFd(pidfd) => !is_readable(pidfd.as_fd()),
-            Handle::ProcDirectory(directory) => is_running(directory),
+            Handle::ProcDirectory(directory, pid) => {
+                Process::of_directory(directory, *pid).is_running()
+            }
             Handle::Nothing => true,
         }
     }
@@ -256,12 +282,6 @@ fn pidfd(stream: &UnixStream) -> Result<Option<OwnedFd>, PeerError> {
     }
 }
 
-/// Whether this is the text of exactly the agent's own cgroups.
-fn is_own_cgroup(cgroup: &str) -> Result<bool, PeerError> {
-    let own = rustix::process::getpid().as_raw_pid();
-    Ok(cgroup == read(&open_process(own)?, own, "cgroup")?)
-}
-
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENOSYS))
 }
@@ -272,86 +292,11 @@ fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
         .map_err(|error| PeerError::Proc { pid, file: "", source: error.into() })
 }
 
-/// Where a process runs, and the text that says so.
-///
-/// The kernel shows `/` as the v1 cgroup of a thread that is exiting, and a process whose main
-/// thread has exited runs on in its others. So a v1 file that says "host" counts only if the main
-/// thread was not exiting when it was read. One look afterwards is not enough: `exec` puts another
-/// thread in the main one's place, so the same is read once more between two looks.
-fn place(
-    directory: &OwnedFd,
-    pid: i32,
-    kubelet: Option<&KubeletCgroup>,
-) -> Result<(Placement, String), PeerError> {
-    let cgroup = read(directory, pid, "cgroup")?;
-    let placement = placement(&cgroup, kubelet);
-    if placement == Placement::Host && may_hide_an_exit(&cgroup) {
-        let before = is_exiting(&read(directory, pid, "stat")?);
-        let same = read(directory, pid, "cgroup")? == cgroup;
-        if before || !same || is_exiting(&read(directory, pid, "stat")?) {
-            return Err(PeerError::MainThreadExited);
-        }
-    }
-    Ok((placement, cgroup))
-}
-
-/// Whether the main thread is exiting or has exited; also if the file cannot be understood.
-fn is_exiting(stat: &str) -> bool {
-    // Behind the command: state, ppid, pgrp, session, tty_nr, tpgid, flags.
-    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' '));
-    let flags = fields.and_then(|mut fields| fields.nth(6)?.parse::<u32>().ok());
-    flags.is_none_or(|flags| flags & PF_EXITING != 0)
-}
-
-fn read(directory: &OwnedFd, pid: i32, file: &'static str) -> Result<String, PeerError> {
-    read_at(directory, file).map_err(|source| match source.raw_os_error() {
-        Some(libc::ESRCH) => PeerError::Gone,
-        _ => PeerError::Proc { pid, file, source },
-    })
-}
-
-fn read_at(directory: &OwnedFd, file: &str) -> io::Result<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::openat(directory, file, flags, Mode::empty())?;
-    let mut text = Vec::with_capacity(1024);
-    io::Read::read_to_end(
-        &mut io::Read::take(std::fs::File::from(fd), PROC_FILE_BYTES_MAX as u64 + 1),
-        &mut text,
-    )?;
-    if text.len() > PROC_FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "file is too long"));
-    }
-    String::from_utf8(text).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
-}
-
-/// Whether the peer is in the agent's own user namespace, which on a host is the initial one.
-///
-/// `ns/user` of another user's process needs a capability that an unprivileged agent lacks. Its
-/// `uid_map` is readable for everybody and shown relative to the reader, so a map equal to our own
-/// means that user ids mean the same there as here, which is all that is relied on.
-fn shares_user_namespace(directory: &OwnedFd, pid: i32) -> Result<bool, PeerError> {
-    static OURS: LazyLock<Option<CString>> =
-        LazyLock::new(|| rustix::fs::readlink("/proc/self/ns/user", Vec::new()).ok());
-    let theirs = rustix::fs::readlinkat(directory, "ns/user", Vec::new());
-    if let (Ok(theirs), Some(ours)) = (theirs, &*OURS) {
-        return Ok(theirs == *ours);
-    }
-    let own = open_process(rustix::process::getpid().as_raw_pid())?;
-    Ok(read(directory, pid, "uid_map")? == read(&own, pid, "uid_map")?)
-}
-
 fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     // An error counts as readable: whoever cannot be watched is treated as gone.
     rustix::event::poll(&mut fds, Some(&now)).map_or(true, |ready| ready > 0)
-}
-
-/// Not gone and not a zombie, by the state letter behind the command in `/proc/<pid>/stat`.
-fn is_running(directory: &OwnedFd) -> bool {
-    let Ok(stat) = read_at(directory, "stat") else { return false };
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 #[cfg(test)]

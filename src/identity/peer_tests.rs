@@ -5,10 +5,10 @@ use crate::domain::ServiceAccount;
 use crate::identity::Subject;
 
 fn peer(uid: u32, placement: Placement, own_user_namespace: bool) -> Peer {
-    let handle =
-        Handle::ProcDirectory(open_process(rustix::process::getpid().as_raw_pid()).unwrap());
-    let (groups, own_cgroups) = (vec![9, 8, 7], false);
-    Peer { uid, gid: 7, groups, placement, own_user_namespace, own_cgroups, handle }
+    let own = rustix::process::getpid().as_raw_pid();
+    let handle = Handle::ProcDirectory(open_process(own).unwrap(), own);
+    let (groups, cgroup) = (vec![9, 8, 7], None);
+    Peer { uid, gid: 7, groups, placement, own_user_namespace, cgroup, handle }
 }
 
 #[test]
@@ -27,7 +27,11 @@ fn a_uid_is_an_identity_only_outside_containers_and_other_namespaces() {
 #[test]
 fn in_the_agents_own_container_root_is_an_operator_and_nobody_is_a_host_user() {
     let inside = Placement::Container { reason: "a test" };
-    let at_home = |uid| Peer { own_cgroups: true, ..peer(uid, inside.clone(), true) };
+    let cgroup = Process::own().cgroup().unwrap();
+    let beside = Some(format!("{cgroup}/beside"));
+    let refused = Peer { cgroup: beside, ..peer(0, inside.clone(), false) };
+    assert!(refused.identify(Listener::Operator).is_err());
+    let at_home = |uid| Peer { cgroup: Some(cgroup.clone()), ..peer(uid, inside.clone(), false) };
     assert!(at_home(0).identify(Listener::Operator).is_ok());
     assert!(at_home(0).identify(Listener::Host).is_err());
     let other = rustix::process::geteuid().as_raw() + 4242;
@@ -77,11 +81,11 @@ async fn the_exit_of_a_process_is_seen_through_both_kinds_of_handle() {
         groups: Vec::new(),
         placement: Placement::Host,
         own_user_namespace: true,
-        own_cgroups: false,
+        cgroup: None,
         handle,
     };
     let modern = with(Handle::PidFd(pidfd));
-    let older = with(Handle::ProcDirectory(open_process(pid).unwrap()));
+    let older = with(Handle::ProcDirectory(open_process(pid).unwrap(), pid));
     assert!(modern.still_alive() && older.still_alive());
     child.kill().unwrap();
     modern.exited().await;
@@ -122,14 +126,4 @@ fn a_peer_in_a_pod_is_that_pod_or_nothing_whatever_its_uid_is() {
     assert!(matches!(refused(Placement::Host), PeerError::OutsidePods));
     let doubtful = Placement::Container { reason: "a test" };
     assert!(matches!(refused(doubtful), PeerError::InContainer("a test")));
-}
-
-#[test]
-fn an_exiting_thread_is_seen_behind_any_command() {
-    let stat = |flags: &str| format!("7 (a) Z (b) S 1 7 7 0 -1 {flags} 0 0");
-    assert!(!is_exiting(&stat("4194304")));
-    assert!(is_exiting(&stat("4227084")));
-    for broken in ["", "7 (a) S 1", &stat("x")] {
-        assert!(is_exiting(broken), "{broken}");
-    }
 }

@@ -1,35 +1,46 @@
 //! Permits of all connections: a caller that connects anew for each request is not decided about
 //! anew each time. Denials are not kept; asking for what is forbidden is expensive on purpose.
 
+use std::hash::BuildHasher;
 use std::sync::{Mutex, PoisonError};
 
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::hash_table::Entry;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::clock::BootInstant;
 use crate::domain::SecretRef;
 use crate::identity::Identity;
 use crate::policy::{Authorized, Policy};
 
-/// Permits kept; more callers and secrets than this are decided about per connection.
-const PERMITS_MAX: usize = 1024;
+/// Permits kept, enough for a node of 500 pods with 20 secrets each; more callers and secrets than
+/// this are decided about per connection.
+const PERMITS_MAX: usize = 16 * 1024;
 
 /// Who may read what, as it was decided within the last moments.
-#[derive(Default)]
-pub(super) struct Decisions(Mutex<HashMap<Key, Authorized>>);
+pub(super) struct Decisions(Mutex<Permits>);
 
-#[derive(PartialEq, Eq, Hash)]
-struct Key(Identity, SecretRef);
+struct Permits {
+    table: HashTable<Authorized>,
+    hasher: DefaultHashBuilder,
+    most: usize,
+}
 
-#[derive(Hash)]
-struct KeyRef<'a>(&'a Identity, &'a SecretRef);
-
-impl Equivalent<Key> for KeyRef<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        *self.0 == key.0 && *self.1 == key.1
+impl Default for Decisions {
+    fn default() -> Self {
+        Self::at_most(PERMITS_MAX)
     }
 }
 
+fn hash(hasher: &DefaultHashBuilder, identity: &Identity, secret: &SecretRef) -> u64 {
+    hasher.hash_one((identity, secret))
+}
+
 impl Decisions {
+    fn at_most(most: usize) -> Self {
+        let (table, hasher) = (HashTable::new(), DefaultHashBuilder::default());
+        Self(Mutex::new(Permits { table, hasher, most }))
+    }
+
     /// An earlier permit for this very caller, if it still holds.
     pub(super) fn permit(
         &self,
@@ -39,18 +50,27 @@ impl Decisions {
         now: BootInstant,
     ) -> Option<Authorized> {
         let permits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let permit = permits.get(&KeyRef(identity, secret))?;
+        let hash = hash(&permits.hasher, identity, secret);
+        let same = |permit: &Authorized| permit.identity() == identity && permit.secret() == secret;
+        let permit = permits.table.find(hash, same)?;
         policy.still_holds(permit, now).then(|| permit.clone())
     }
 
     /// Keeps a permit, in place of all others when there is no room.
     pub(super) fn keep(&self, permit: &Authorized) {
-        let key = Key(permit.identity().clone(), permit.secret().clone());
+        let (identity, secret) = (permit.identity(), permit.secret());
         let mut permits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if permits.len() >= PERMITS_MAX {
-            permits.clear();
+        let Permits { table, hasher, most } = &mut *permits;
+        let same = |other: &Authorized| other.identity() == identity && other.secret() == secret;
+        let rehash = |other: &Authorized| hash(hasher, other.identity(), other.secret());
+        let hash = hash(hasher, identity, secret);
+        if table.len() >= *most && table.find(hash, same).is_none() {
+            table.clear();
         }
-        permits.insert(key, permit.clone());
+        match table.entry(hash, same, rehash) {
+            Entry::Occupied(mut earlier) => *earlier.get_mut() = permit.clone(),
+            Entry::Vacant(free) => _ = free.insert(permit.clone()),
+        }
     }
 }
 
@@ -109,9 +129,9 @@ mod tests {
 
     #[test]
     fn permits_are_bounded() {
-        let (policy, decisions) = (policy(), Decisions::default());
+        let (policy, decisions) = (policy(), Decisions::at_most(8));
         let now = BootInstant::from_nanos(1);
-        for uid in 0..3 * u32::try_from(PERMITS_MAX).unwrap() / 2 {
+        for uid in 0..12 {
             let secret = SecretRef {
                 source: "vault".parse().unwrap(),
                 path: "secret/data/a".parse().unwrap(),
@@ -119,7 +139,8 @@ mod tests {
             };
             let permit = policy.authorize(&caller(uid, Listener::Host), &secret, now).unwrap();
             decisions.keep(&permit);
+            decisions.keep(&permit);
         }
-        assert!(decisions.0.lock().unwrap().len() <= PERMITS_MAX);
+        assert_eq!(decisions.0.lock().unwrap().table.len(), 12 - 8);
     }
 }

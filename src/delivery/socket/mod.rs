@@ -11,6 +11,7 @@
 //! | [`routes`] | one connection's service: dispatch to the files below |
 //! | [`secrets`], [`served`] | policy, memoised; the hit path; what was served, for the audit log |
 //! | [`decisions`] | permits of all connections |
+//! | [`between`] | what callers that connect anew for each request find again |
 //! | [`local`], [`leases`] | what Vault's clients need of `sys/` and `auth/`, answered here |
 //! | [`agent`], [`metrics`] | `/agent/v1/` |
 //! | [`client`] | the other end, for the command line |
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::broker::Broker;
+use crate::clock::BootInstant;
 use crate::identity::self_test::NodeProof;
 use crate::policy::Policy;
 use crate::status::VolumeBoard;
@@ -33,6 +35,7 @@ mod activity;
 pub mod admission;
 pub mod agent;
 mod answer;
+mod between;
 pub mod bind;
 pub mod caps;
 pub mod client;
@@ -55,11 +58,13 @@ pub mod transport;
 
 use admission::Admission;
 pub use agent::{OperatorApi, Viewer, answers};
+use between::Between;
 pub use bind::{BindError, BoundSocket, Ownership, Place};
 use caps::Caps;
 use decisions::Decisions;
 pub use directory::SourceDirectory;
 pub use door::{Door, PodDoor};
+use gate::Gated;
 pub use node_door::{NodeDoor, ProofToken};
 pub use request::Refusal;
 
@@ -224,10 +229,12 @@ impl Sockets {
                 }
             }
         };
+        // One door's callers do not have the others looked at.
         tokio::join!(
-            serve(Door::Operator, Some(self.operator)),
-            serve(Door::Host, self.host),
-            node
+            Gated::new(serve(Door::Operator, Some(self.operator))),
+            Gated::new(serve(Door::Host, self.host)),
+            Gated::new(node),
+            Gated::new(server.record_absent())
         );
     }
 }
@@ -242,6 +249,7 @@ pub struct Server {
     pub proof: Arc<NodeProof>,
     intake: CancellationToken,
     decisions: Arc<Decisions>,
+    between: Arc<Between>,
     /// The caps of all pods' sockets together.
     pods: Arc<Admission>,
 }
@@ -257,8 +265,17 @@ impl Server {
         let caps = Caps::new(limits, &deps.metrics);
         let connections = PODS_AT_THEIR_CAP * limits.connections_per_user;
         let pods = Admission::new("pod_connections", connections, &caps, &deps.metrics);
-        let decisions = Arc::default();
-        Self { caps, deps: Arc::new(deps), proof, intake, decisions, pods }
+        let (decisions, between) = (Arc::default(), Arc::default());
+        Self { caps, deps: Arc::new(deps), proof, intake, decisions, between, pods }
+    }
+
+    /// Records what was served to callers that have not come again, until the intake is cancelled.
+    async fn record_absent(&self) {
+        let mut ticks = tokio::time::interval(between::WAIT);
+        // Both arms are cancel-safe.
+        while self.intake.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.between.forget(BootInstant::now());
+        }
     }
 
     /// Serves one socket until `stop` or the intake is cancelled and the last running reply has

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio_util::sync::CancellationToken;
 
+use super::between::Between;
 use super::introduction::Introduction;
 use super::request::{self, Refusal, Route};
 use super::secrets::Memos;
@@ -33,14 +34,15 @@ pub(super) struct Connection {
     pub(super) decisions: Arc<Decisions>,
     pub(super) stop: CancellationToken,
     pub(super) memos: Mutex<Memos>,
+    between: Arc<Between>,
 }
 
 impl Connection {
     /// The connection of a caller that was named; `stop` ends its long polls.
     pub(super) fn new(caller: Caller, server: Server, stop: CancellationToken) -> Arc<Self> {
-        let Server { caps, deps, decisions, .. } = server;
-        let memos = Mutex::default();
-        Arc::new(Self { caller, caps, deps, decisions, stop, memos })
+        let Server { caps, deps, decisions, between, .. } = server;
+        let memos = Mutex::new(between.take(&caller.identity));
+        Arc::new(Self { caller, caps, deps, decisions, stop, memos, between })
     }
 
     /// Answers one request: a hit at once, everything else later.
@@ -118,6 +120,13 @@ impl Connection {
                 "the request body did not arrive in time",
             )),
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let memos = self.memos.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.between.leave(&self.caller.identity, std::mem::take(memos), BootInstant::now());
     }
 }
 

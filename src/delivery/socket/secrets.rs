@@ -27,7 +27,7 @@ const LABELS_WAIT: Duration = Duration::from_secs(2);
 /// When a pod that is still not known may ask again, in seconds.
 const UNKNOWN_RETRY: u64 = 1;
 
-/// Decisions of one connection by raw request target.
+/// Decisions of one connection, and of earlier ones of its caller, by raw request target.
 pub(super) type Memos = hashbrown::HashMap<Box<str>, Memo>;
 
 /// One remembered decision.

@@ -1,0 +1,209 @@
+//! What `/proc` shows of one process: where it runs, and whether user ids mean the same there.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::LazyLock;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::cgroup::{Placement, may_hide_an_exit, placement};
+use super::kubelet_cgroup::KubeletCgroup;
+use super::peer::PeerError;
+
+/// Longest file read; a v1 cgroup file has about 15 lines.
+const FILE_BYTES_MAX: usize = 64 * 1024;
+/// What nearly every file fits into.
+const FILE_BYTES_USUAL: usize = 4096;
+/// The kernel's mark of a thread that is exiting, among the flags in `/proc/<pid>/stat`.
+const PF_EXITING: u32 = 4;
+
+/// A process that has a number here.
+pub(super) struct Process<'a> {
+    pid: i32,
+    directory: BorrowedFd<'a>,
+    /// What stands before the names of its files, seen from the directory.
+    prefix: String,
+}
+
+impl<'a> Process<'a> {
+    /// The process that has this number now. For whoever has a pidfd: if it has not exited when all
+    /// is read, the number was its own all the time.
+    pub(super) fn numbered(pid: i32) -> Process<'static> {
+        Process { pid, directory: CWD, prefix: format!("/proc/{pid}/") }
+    }
+
+    /// The agent itself.
+    pub(super) fn own() -> Process<'static> {
+        Process::numbered(rustix::process::getpid().as_raw_pid())
+    }
+
+    /// The process whose directory this is: it stays the same one when its number is used again.
+    pub(super) fn of_directory(directory: &'a OwnedFd, pid: i32) -> Self {
+        Self { pid, directory: directory.as_fd(), prefix: String::new() }
+    }
+
+    /// Where it runs, and the text that says so.
+    ///
+    /// The kernel shows `/` as the v1 cgroup of a thread that is exiting, and a process whose main
+    /// thread has exited runs on in its others. So a v1 file that says "host" counts only if the
+    /// main thread was not exiting when it was read. One look afterwards is not enough: `exec` puts
+    /// another thread in the main one's place, so the same is read once more between two looks.
+    pub(super) fn place(
+        &self,
+        kubelet: Option<&KubeletCgroup>,
+    ) -> Result<(Placement, String), PeerError> {
+        let shown = self.open("cgroup")?;
+        let cgroup = self.text(&shown)?;
+        let placement = placement(&cgroup, kubelet);
+        if placement == Placement::Host && may_hide_an_exit(&cgroup) {
+            let stat = self.open("stat")?;
+            let before = is_exiting(&self.text(&stat)?);
+            let same = self.text(&shown)? == cgroup;
+            if before || !same || is_exiting(&self.text(&stat)?) {
+                return Err(PeerError::MainThreadExited);
+            }
+        }
+        Ok((placement, cgroup))
+    }
+
+    /// The text of its cgroup file.
+    pub(super) fn cgroup(&self) -> Result<String, PeerError> {
+        self.text(&self.open("cgroup")?)
+    }
+
+    /// Whether it is in the agent's own user namespace, which on a host is the initial one.
+    ///
+    /// `ns/user` of another user's process needs a capability that an unprivileged agent lacks. Its
+    /// `uid_map` is readable for everybody and shown relative to the reader, so a map equal to our
+    /// own means that user ids mean the same there as here, which is all that is relied on.
+    pub(super) fn shares_user_namespace(&self) -> Result<bool, PeerError> {
+        static OURS: LazyLock<Option<CString>> =
+            LazyLock::new(|| rustix::fs::readlink("/proc/self/ns/user", Vec::new()).ok());
+        let theirs = rustix::fs::readlinkat(self.directory, self.path("ns/user"), Vec::new());
+        if let (Ok(theirs), Some(ours)) = (theirs, &*OURS) {
+            return Ok(theirs == *ours);
+        }
+        Ok(self.uid_map()? == Process::own().uid_map()?)
+    }
+
+    /// Not gone and not a zombie, by the state letter behind the command in `stat`.
+    pub(super) fn is_running(&self) -> bool {
+        let Ok(stat) = self.open("stat").and_then(|stat| self.text(&stat)) else { return false };
+        let state = behind_command(&stat).and_then(|rest| rest.chars().next());
+        state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    }
+
+    fn uid_map(&self) -> Result<String, PeerError> {
+        let shown = self.open("uid_map")?;
+        let mut text = String::new();
+        // Made line by line: a short read is not the end of it.
+        let file = std::fs::File::from(shown.fd);
+        let mut limited = io::Read::take(file, FILE_BYTES_MAX as u64);
+        io::Read::read_to_string(&mut limited, &mut text)
+            .map_err(|error| self.failed("uid_map", error))?;
+        Ok(text)
+    }
+
+    fn open(&self, name: &'static str) -> Result<Shown, PeerError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = rustix::fs::openat(self.directory, self.path(name), flags, Mode::empty());
+        let fd = opened.map_err(|error| self.failed(name, error.into()))?;
+        Ok(Shown { name, fd })
+    }
+
+    /// What a file says now.
+    fn text(&self, shown: &Shown) -> Result<String, PeerError> {
+        shown.text().map_err(|error| self.failed(shown.name, error))
+    }
+
+    fn path(&self, name: &str) -> String {
+        [&self.prefix, name].concat()
+    }
+
+    fn failed(&self, file: &'static str, source: io::Error) -> PeerError {
+        match source.raw_os_error() {
+            Some(libc::ESRCH) => PeerError::Gone,
+            _ => PeerError::Proc { pid: self.pid, file, source },
+        }
+    }
+}
+
+/// An open file that the kernel writes anew, and as a whole, whenever it is read from its start.
+struct Shown {
+    name: &'static str,
+    fd: OwnedFd,
+}
+
+impl Shown {
+    fn text(&self) -> io::Result<String> {
+        let mut usual = [const { MaybeUninit::<u8>::uninit() }; FILE_BYTES_USUAL];
+        let (text, rest) = rustix::io::pread(&self.fd, &mut usual[..], 0)?;
+        if !rest.is_empty() {
+            return utf8(text.to_vec());
+        }
+        let mut long = vec![0; FILE_BYTES_MAX + 1];
+        let length = rustix::io::pread(&self.fd, &mut long[..], 0)?;
+        if length > FILE_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "file is too long"));
+        }
+        long.truncate(length);
+        utf8(long)
+    }
+}
+
+fn utf8(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// What `stat` says behind the command, which may itself hold anything.
+fn behind_command(stat: &str) -> Option<&str> {
+    stat.rsplit_once(')')?.1.strip_prefix(' ')
+}
+
+/// Whether the main thread is exiting or has exited; also if the file cannot be understood.
+fn is_exiting(stat: &str) -> bool {
+    // State, ppid, pgrp, session, tty_nr, tpgid, flags.
+    let flags = behind_command(stat).and_then(|rest| rest.split(' ').nth(6)?.parse::<u32>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exiting_thread_is_seen_behind_any_command() {
+        let stat = |flags: &str| format!("7 (a) Z (b) S 1 7 7 0 -1 {flags} 0 0");
+        assert!(!is_exiting(&stat("4194304")));
+        assert!(is_exiting(&stat("4227084")));
+        for broken in ["", "7 (a) S 1", &stat("x")] {
+            assert!(is_exiting(broken), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_whole_and_anew_each_time_whatever_its_length() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let shown = Shown { name: "test", fd: std::fs::File::open(file.path()).unwrap().into() };
+        let usual = FILE_BYTES_USUAL;
+        for length in [0, 1, usual - 1, usual, usual + 1, FILE_BYTES_MAX] {
+            std::fs::write(file.path(), "x".repeat(length)).unwrap();
+            assert_eq!(shown.text().unwrap().len(), length);
+        }
+        std::fs::write(file.path(), "x".repeat(FILE_BYTES_MAX + 1)).unwrap();
+        assert!(shown.text().is_err());
+    }
+
+    #[test]
+    fn a_process_is_the_same_by_its_number_and_by_its_directory() {
+        let own = Process::own();
+        let directory = std::fs::File::open(format!("/proc/{}", own.pid)).unwrap().into();
+        let by_directory = Process::of_directory(&directory, own.pid);
+        assert_eq!(own.cgroup().unwrap(), by_directory.cgroup().unwrap());
+        assert_eq!(own.place(None).unwrap(), by_directory.place(None).unwrap());
+        assert_eq!(own.uid_map().unwrap(), by_directory.uid_map().unwrap());
+        assert!(by_directory.shares_user_namespace().unwrap() && by_directory.is_running());
+    }
+}
