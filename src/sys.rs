@@ -93,7 +93,7 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let (mut few, mut many) = ([0_u32; 64], Vec::new());
     loop {
         let groups = if many.is_empty() { &mut few[..] } else { &mut many[..] };
-        let mut length = libc::socklen_t::try_from(groups.len() * size_of::<u32>())
+        let mut length = libc::socklen_t::try_from(size_of_val(groups))
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         // SAFETY: the kernel writes at most `length` bytes, the size of the buffer.
         let result = unsafe {

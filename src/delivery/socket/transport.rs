@@ -140,7 +140,8 @@ impl Transport {
             let (shared, stop) = (shared.clone(), stop.clone());
             connections.spawn(async move {
                 let (transport, make) = &*shared;
-                transport.connection(stream, slot, make, stop).await;
+                // Boxed: a task's future is copied whenever the task begins or ends.
+                Box::pin(transport.connection(stream, slot, make, stop)).await;
             });
         }
         // The path disappears first, so that nobody new waits for a server that is going away.
