@@ -1,13 +1,28 @@
-//! csi-sanity, the CSI project's own tests, against the agent's driver.
+//! The agent's driver: csi-sanity, the CSI project's own tests, against it, and a node full of pods
+//! that ask for each other's secrets (`matrix`).
 //!
-//! It cannot ask for an inline volume as a kubelet does: volumes come from a Controller service,
-//! are published writable, and their targets end in `/target`. So it tries the driver itself as far
-//! as that goes, and `tests/servers/csi-front` translates the rest. Its tests of controllers,
-//! staging, expansion, statistics and health are about services that the driver does not offer.
+//! csi-sanity cannot ask for an inline volume as a kubelet does: volumes come from a Controller
+//! service, are published writable, and their targets end in `/target`. So it tries the driver
+//! itself as far as that goes, and `tests/servers/csi-front` translates the rest. Its tests of
+//! controllers, staging, expansion, statistics and health are about services that the driver does
+//! not offer.
 
+mod callers;
+#[path = "../support/cluster.rs"]
 mod cluster;
+#[path = "../support/csi_driver.rs"]
+mod csi_driver;
+#[path = "../support/fake_vault.rs"]
+mod fake_vault;
+mod leaks;
+mod matrix;
+#[path = "../support/pod_cgroups.rs"]
+mod pod_cgroups;
+#[path = "../support/pod_node.rs"]
+mod pod_node;
 #[path = "../support/mod.rs"]
 mod support;
+mod upstream;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +34,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use cluster::{POD_UID, key_set, token, volume_context};
+use cluster::{Pod, key_set};
 use support::agent::Agent;
 use support::process::Process;
 use support::server_program;
@@ -80,6 +95,7 @@ struct Node {
     // The agent ends before its directory goes.
     agent: Agent,
     dir: TempDir,
+    pod: Pod,
 }
 
 impl Node {
@@ -94,26 +110,27 @@ impl Node {
             fs::write(&file, content).expect("write a file");
             fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("close it");
         };
-        for made in ["plugins_registry".to_owned(), format!("pods/{POD_UID}")] {
+        let pod = Pod::new("shop", "web-0", "web");
+        for made in ["plugins_registry".to_owned(), format!("pods/{}", pod.uid)] {
             let directory = dir.path().join("kubelet").join(made);
             fs::create_dir_all(directory).expect("create a directory of the kubelet's");
         }
         write("keys.json", &key_set().to_string());
         write("secrets.toml", SECRETS);
         let agent = Agent::start(dir.path(), CONFIG);
-        let mut node = Node { agent, dir };
+        let mut node = Node { agent, dir, pod };
         let socket = node.driver();
         node.agent.process.wait_until(LIMIT, "the driver's socket", || socket.exists());
         node
     }
 
     fn driver(&self) -> PathBuf {
-        self.dir.path().join("kubelet/plugins/csi.secrets-broker.io/csi.sock")
+        csi_driver::socket(&self.dir.path().join("kubelet"))
     }
 
     /// Where the kubelet makes the directory of the pod's volume `secrets`, which is not there yet.
     fn volume(&self) -> PathBuf {
-        let volumes = self.dir.path().join(format!("kubelet/pods/{POD_UID}/volumes"));
+        let volumes = self.dir.path().join(format!("kubelet/pods/{}/volumes", self.pod.uid));
         let csi = volumes.join("kubernetes.io~csi");
         fs::create_dir_all(&csi).expect("create the pod's directory");
         csi.join("secrets")
@@ -123,8 +140,7 @@ impl Node {
     fn sanity(&self, socket: &Path, more: &[&str]) -> BTreeSet<String> {
         let dir = self.dir.path();
         let secrets = dir.join("sanity-secrets.yaml");
-        let tokens = json!({ "vault": { "token": token(), "expirationTimestamp": "later" } });
-        let tokens = json!({ "csi.storage.k8s.io/serviceAccount.tokens": tokens.to_string() });
+        let tokens = json!({ "csi.storage.k8s.io/serviceAccount.tokens": self.pod.tokens() });
         let content = json!({ "NodePublishVolumeSecret": tokens });
         fs::write(&secrets, content.to_string()).expect("write csi-sanity's secrets");
         let report = dir.join("report.json");
@@ -193,7 +209,8 @@ fn volumes_are_published_again_and_again_and_go_without_a_trace() {
     let node = Node::start();
     let dir = node.dir.path();
     let (socket, context) = (dir.join("front.sock"), dir.join("context.json"));
-    fs::write(&context, volume_context("secret/shop/web#token").to_string()).expect("write");
+    let said = node.pod.volume_context(&[("secret", "secret/shop/web#token")]);
+    fs::write(&context, json!(said).to_string()).expect("write");
     let mut front = Command::new(server_program("csi-front"));
     front.arg("--listen").arg(&socket).arg("--driver").arg(node.driver());
     front.arg("--context").arg(&context);

@@ -58,13 +58,22 @@ impl Agent {
 
     /// The same with environment variables.
     pub fn launch_with(dir: &Path, config: &str, variables: &[(&str, &OsStr)]) -> Agent {
-        let file = dir.join("broker.toml");
-        fs::write(&file, config.replace("{dir}", dir.to_str().expect("a readable path")))
-            .expect("write the configuration");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_secrets-broker"));
-        command.arg("run").arg("--config").arg(&file).envs(variables.iter().copied());
-        let process = Process::spawn("agent", &command, dir);
-        Agent { process, dir: dir.to_owned() }
+        let mut command = run_command(dir, config);
+        command.envs(variables.iter().copied());
+        Agent::launch_command(dir, &command)
+    }
+
+    /// The same through another command that makes it the agent, such as `pod_cgroups::inside`.
+    pub fn launch_through(
+        dir: &Path,
+        config: &str,
+        through: impl FnOnce(&Command) -> Command,
+    ) -> Agent {
+        Agent::launch_command(dir, &through(&run_command(dir, config)))
+    }
+
+    fn launch_command(dir: &Path, command: &Command) -> Agent {
+        Agent { process: Process::spawn("agent", command, dir), dir: dir.to_owned() }
     }
 
     /// Waits until the agent says that it can serve.
@@ -133,6 +142,16 @@ impl Agent {
     pub fn stop(&mut self) {
         self.process.stop(PATIENCE);
     }
+}
+
+/// Writes the configuration, in which `{dir}` stands for `dir`; what runs the agent with it.
+fn run_command(dir: &Path, config: &str) -> Command {
+    let file = dir.join("broker.toml");
+    fs::write(&file, config.replace("{dir}", dir.to_str().expect("a readable path")))
+        .expect("write the configuration");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secrets-broker"));
+    command.arg("run").arg("--config").arg(&file);
+    command
 }
 
 /// One HTTP/1.1 exchange on a connection of its own.

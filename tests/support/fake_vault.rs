@@ -110,10 +110,14 @@ impl Recorded {
     }
 }
 
+/// Answers what no script does.
+type Model = Box<dyn FnMut(&Recorded) -> Answer + Send>;
+
 #[derive(Default)]
 struct Script {
     answers: HashMap<(String, String), VecDeque<Answer>>,
     requests: Vec<Recorded>,
+    model: Option<Model>,
 }
 
 /// The server. Dropping it closes every connection.
@@ -127,10 +131,19 @@ pub struct FakeVault {
 impl FakeVault {
     /// Starts on a free port. Paths without a scripted answer get Vault's 404.
     pub fn start() -> Self {
+        Self::serve(Script::default())
+    }
+
+    /// Starts with a model that answers what no script does, and sees every request once.
+    pub fn with_model(model: impl FnMut(&Recorded) -> Answer + Send + 'static) -> Self {
+        Self::serve(Script { model: Some(Box::new(model)), ..Script::default() })
+    }
+
+    fn serve(script: Script) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
         listener.set_nonblocking(true).expect("a listener can be non-blocking");
         let address = listener.local_addr().expect("a bound listener has an address");
-        let script = Arc::new(Mutex::new(Script::default()));
+        let script = Arc::new(Mutex::new(script));
         let (stop, stopped) = oneshot::channel();
         let served = script.clone();
         let thread = std::thread::spawn(move || {
@@ -198,18 +211,20 @@ async fn respond(request: Request<Incoming>, script: &Mutex<Script>) -> Response
     let body = body.collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default();
     let answer = {
         let mut script = script.lock().unwrap();
-        script.requests.push(Recorded {
+        let request = Recorded {
             method: parts.method.to_string(),
             target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
             headers: parts.headers,
             body,
-        });
+        };
         let key = (parts.method.to_string(), parts.uri.path().to_owned());
-        match script.answers.get_mut(&key) {
+        let answer = match script.answers.get_mut(&key) {
             Some(queue) if queue.len() > 1 => queue.pop_front(),
             Some(queue) => queue.front().cloned(),
-            None => None,
-        }
+            None => script.model.as_mut().map(|model| model(&request)),
+        };
+        script.requests.push(request);
+        answer
     };
     let answer = answer.unwrap_or_else(|| Answer::errors(404, &[]));
     let length = answer.body.len();
