@@ -1,5 +1,5 @@
-//! The agent's own server, on the socket in the victim's volume: what a liar hears there counts, not
-//! what a function says about it.
+//! The agent's own server, on the socket in the victim's volume: what a liar hears there counts,
+//! not what a function says about it.
 //!
 //! It has one thread, which a test can hold: whatever happens meanwhile, the agent notices all of
 //! it at once, and too late to be warned by one thing of another. A busy node does the same, only

@@ -82,8 +82,7 @@ impl Known {
         self.kept.as_ref().is_some_and(Kept::is_running)
     }
 
-    /// It holds a socket, which closes when its pod is gone. Files wait for the kubelet to take them
-    /// away.
+    /// It holds a socket, which closes when its pod is gone. Files wait for the kubelet.
     fn is_open_door(&self) -> bool {
         matches!(self.attributes.deliver, Deliver::Socket) && !self.is_released
     }
