@@ -225,7 +225,7 @@ impl Sockets {
                 let served = serve(Door::Node(Arc::clone(&door)), self.node);
                 tokio::select! {
                     () = served => {}
-                    () = door.release_gone(&server.deps.broker) => {}
+                    never = door.release_gone(&server.deps.broker) => match never {},
                 }
             }
         };

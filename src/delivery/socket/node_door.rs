@@ -6,6 +6,7 @@
 //! placement. Tokens of Vault prove nothing here and are not looked at.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -76,7 +77,7 @@ impl NodeDoor {
     }
 
     /// Ends the interest of pods that are gone, for ever. Dropped, nothing is lost.
-    pub(super) async fn release_gone(&self, broker: &Broker) {
+    pub(super) async fn release_gone(&self, broker: &Broker) -> Infallible {
         let mut changes = self.directory.changes();
         // The directory lives as long as this borrow of it, so there is always somebody who tells.
         while changes.changed().await.is_ok() {
@@ -84,6 +85,7 @@ impl NodeDoor {
                 broker.consumer_gone(consumer).await;
             }
         }
+        std::future::pending().await
     }
 
     /// With a token or without, a pod is one consumer.
