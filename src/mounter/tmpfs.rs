@@ -21,8 +21,9 @@ const HARMLESS: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 /// Pods enter a volume as any user; its files' own modes decide who reads them.
 const ROOT_MODE: &str = "0755";
 
-/// Makes a tmpfs that is attached nowhere yet and belongs to `owner`; `label` is the SELinux context
-/// of all that lies on it. A kernel before 6.4 does not know `noswap` and makes one without it.
+/// Makes a tmpfs that is attached nowhere yet and belongs to `owner`; `label` is the SELinux
+/// context of all that lies on it. A kernel before 6.4 does not know `noswap` and makes one without
+/// it.
 pub(super) fn create(
     source: &str,
     size: TmpfsSize,

@@ -1,5 +1,5 @@
-//! The agent's own server, on the socket in the victim's volume: what a liar hears there counts, not
-//! what a function says about it.
+//! The agent's own server, on the socket in the victim's volume: what a liar hears there counts,
+//! not what a function says about it.
 //!
 //! It has one thread, which a test can hold: whatever happens meanwhile, the agent notices all of
 //! it at once, and too late to be warned by one thing of another. A busy node does the same, only
@@ -45,7 +45,7 @@ pub(crate) const REQUEST: &[u8] = b"GET /v1/secret/data/victim HTTP/1.1\r\nhost:
 /// One server with a socket for each of its doors.
 pub(crate) struct Agent {
     /// Whoever holds its thread lets go when this is dropped.
-    held: RefCell<Option<mpsc::Sender<()>>>,
+    held: RefCell<Option<mpsc::SyncSender<()>>>,
     directory: PathBuf,
     runtime: Runtime,
 }
@@ -86,8 +86,8 @@ impl Agent {
     /// Keeps its thread busy until [`Agent::release`].
     pub(crate) fn hold(&self) {
         self.release();
-        let (release, released) = mpsc::channel::<()>();
-        let (hold, held) = mpsc::channel();
+        let (release, released) = mpsc::sync_channel::<()>(1);
+        let (hold, held) = mpsc::sync_channel(1);
         self.runtime.spawn(async move {
             // The test waits for the one and ends the other.
             let _ = hold.send(());

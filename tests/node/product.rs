@@ -48,6 +48,20 @@ output = "/run/secrets-broker/audit.log"
 
 [policy]
 forbid_grace = "1s"
+
+# Of one namespace only, for `labels`.
+[[grants]]
+name = "labels-front"
+who = { namespace = "labels", labels = { tier = "front" } }
+paths = ["secret/data/agent/**"]
+login = "agent"
+
+[[grants]]
+name = "labels-others"
+effect = "forbid"
+who = { namespace = "labels" }
+paths = ["secret/data/**"]
+when = '!(principal.hasTag("tier") && principal.getTag("tier") == "front")'
 "#;
 
 /// The installed product with its Vault.
@@ -123,6 +137,7 @@ impl Product {
             // Vault listens on loopback here.
             "hostNetwork": true,
             "placement": { "enabled": true },
+            "podDirectory": "apiserver",
         })
     }
 
