@@ -101,7 +101,7 @@ fn expectations() -> Expectations {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clusters_own_keys_prove_a_pod_also_in_an_outage_and_after_a_rotation() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let verifier = Verifier::open(expectations(), cluster.keys_in("keys")).await;
     let token = cluster.token(AUDIENCE);
     cluster.judge(&verifier, &token).await.expect("the pod's token proves the pod");
@@ -143,7 +143,7 @@ async fn the_clusters_own_keys_prove_a_pod_also_in_an_outage_and_after_a_rotatio
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_review_proves_a_pod_until_the_pod_or_its_account_is_deleted() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     let review = || Verification::TokenReview(cluster.api_server());
     let verifier = Verifier::open(expectations(), review()).await;
     let token = cluster.token(AUDIENCE);

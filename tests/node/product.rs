@@ -54,6 +54,19 @@ name = "hall"
 who = { namespace = "hall", service_account = "web" }
 paths = ["secret/data/shop/hall"]
 login = "agent"
+# Of one namespace only, for `labels`.
+[[grants]]
+name = "labels-front"
+who = { namespace = "labels", labels = { tier = "front" } }
+paths = ["secret/data/agent/**"]
+login = "agent"
+
+[[grants]]
+name = "labels-others"
+effect = "forbid"
+who = { namespace = "labels" }
+paths = ["secret/data/**"]
+when = '!(principal.hasTag("tier") && principal.getTag("tier") == "front")'
 "#;
 
 /// The installed product with its Vault.

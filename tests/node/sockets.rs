@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::product::{Product, pod, product, product_alone, restrict};
+use crate::support::node::SOON;
 use crate::support::node::image::program_with_libraries;
-use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
 use crate::support::shared::node;
 
@@ -164,79 +164,4 @@ fn a_pods_socket_comes_back_with_the_agents_successor() {
         reply(&node.exec("again", "app", "main", &command)).0 == 200
     });
     node.delete_pod("again", "app");
-}
-
-/// What a pod can throw at its own socket with the tools of any image: endless denied names,
-/// connections by the thousand, heads that are too large, replies that are not read.
-const FLOOD: &str = r#"
-trap 'kill $(jobs -p); exit 0' TERM
-S="--unix-socket /secrets/broker.sock"
-big=$(head -c 60000 /dev/zero | tr '\0' a)
-flood() { while :; do "$@" >/dev/null 2>&1 || sleep 0.05; done; }
-flood curl -s $S "http://localhost/v1/secret/data/none/[1-1000000]" &
-flood curl -s $S "http://localhost/v1/secret/data/none/[1-1000000]" &
-flood curl -s $S -H "connection: close" "http://localhost/agent/v1/health/live?[1-10000]" &
-flood curl -s $S -H "x: $big" "http://localhost/v1/secret/data/shop/flood" &
-flood curl -s $S --limit-rate 1 "http://localhost/v1/secret/data/shop/flood?[1-200]" &
-touch /tmp/flooding
-wait
-"#;
-
-/// Reads of one secret on one kept connection; what each took, in seconds, and how many were
-/// not answered with 200.
-fn many(namespace: &str, name: &str, secret: &str) -> (Vec<f64>, usize) {
-    let url = format!("http://localhost/v1/secret/data/shop/{secret}");
-    let format = "%{http_code} %{time_total}\n";
-    let mut command = vec!["curl", "-s", "-w", format, "--unix-socket", SOCKET];
-    command.extend(["-o", "/dev/null", &url].repeat(100));
-    let mut took = Vec::new();
-    let mut refused = 0;
-    for _ in 0..10 {
-        let output = node().exec(namespace, name, "main", &command);
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let (code, seconds) = line.split_once(' ').expect("a status and a time");
-            let seconds: f64 = seconds.parse().expect("seconds");
-            took.push(seconds);
-            refused += usize::from(code != "200");
-        }
-    }
-    took.sort_unstable_by(f64::total_cmp);
-    (took, refused)
-}
-
-#[test]
-fn a_pod_that_floods_its_socket_costs_others_nothing_but_time() {
-    let product = product();
-    prepare(&product, "flood", "flood");
-    let node = node();
-    node.apply(&caller("flood", "victim"));
-    node.wait_until_ready("flood", "victim");
-    let (quiet, refused) = many("flood", "victim", "flood");
-    assert_eq!((quiet.len(), refused), (1000, 0));
-
-    let mut hostile = caller("flood", "hostile");
-    hostile["spec"]["containers"][0]["command"] = json!(["sh", "-c", FLOOD]);
-    node.apply(&hostile);
-    node.wait_until_ready("flood", "hostile");
-    eventually(SOON, "the flood runs", || {
-        let found = node.exec("flood", "hostile", "main", &["ls", "/tmp/flooding"]);
-        found.status.success()
-    });
-    let answered = || product.metric("secrets_broker_requests_total");
-    let before = answered();
-    let (flooded, refused) = many("flood", "victim", "flood");
-    assert_eq!((flooded.len(), refused), (1000, 0));
-    eventually(SOON, "the flood is felt", || answered() > before + 2000.0);
-    // Neither does it keep a new pod from its files.
-    let files = json!({ "secret": "secret/shop/flood#token" });
-    node.apply(&pod("flood", "late", "web", BUSYBOX, files));
-    node.wait_until_ready("flood", "late");
-    node.delete_pod("flood", "late");
-    let p99 = |took: &[f64]| took[took.len() * 99 / 100] * 1e3;
-    let (quiet, flooded) = (p99(&quiet), p99(&flooded));
-    println!("p99 of the other pod: {quiet:.2} ms, in the flood {flooded:.2} ms");
-    node.delete_pod("flood", "hostile");
-    let (after, refused) = many("flood", "victim", "flood");
-    assert_eq!((after.len(), refused), (1000, 0));
-    node.delete_pod("flood", "victim");
 }

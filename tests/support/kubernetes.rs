@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ pub struct Kubernetes {
     store: String,
     listen: Listen,
     // The API server goes before the store under it, both before their directory.
-    apiserver: Process,
+    apiserver: Mutex<Process>,
     _etcd: Process,
     dir: TempDir,
 }
@@ -71,7 +72,7 @@ impl Kubernetes {
         });
         let api = Api::new(&address, Some(&ca));
         wait_until_ready(&mut apiserver, &api);
-        let listen = *listen;
+        let (listen, apiserver) = (*listen, Mutex::new(apiserver));
         Kubernetes { api, address, ca_file, store, listen, apiserver, _etcd: etcd, dir }
     }
 
@@ -101,21 +102,26 @@ impl Kubernetes {
 
     /// Ends the API server at once: asked to stop, it would wait a minute for whoever watches. What
     /// it stored stays.
-    pub fn stop(&mut self) {
-        self.apiserver.kill();
+    pub fn stop(&self) {
+        self.apiserver().kill();
     }
 
     /// Starts it again with another key for tokens: all earlier ones end.
-    pub fn start_with_another_key(&mut self) {
+    pub fn start_with_another_key(&self) {
         key_files(self.dir.path(), "service-accounts");
         self.start_again();
     }
 
     /// Starts it again as it was.
-    pub fn start_again(&mut self) {
+    pub fn start_again(&self) {
         let command = apiserver(self.dir.path(), &self.store, &self.listen);
-        self.apiserver = Process::spawn("kube-apiserver", &command, self.dir.path());
-        wait_until_ready(&mut self.apiserver, &self.api);
+        let mut apiserver = self.apiserver();
+        *apiserver = Process::spawn("kube-apiserver", &command, self.dir.path());
+        wait_until_ready(&mut apiserver, &self.api);
+    }
+
+    fn apiserver(&self) -> MutexGuard<'_, Process> {
+        self.apiserver.lock().expect("the API server started")
     }
 
     pub fn create_namespace(&self, name: &str) {

@@ -161,7 +161,7 @@ async fn a_directory_follows_the_pods_of_its_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_makes_nothing_unknown_and_ends_by_itself() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     cluster.kubernetes.let_watch_pods("agents", "agent");
     let first = cluster.create("web-0");
     let second = cluster.create("web-1");
@@ -191,7 +191,7 @@ async fn an_outage_makes_nothing_unknown_and_ends_by_itself() {
 
 #[test]
 fn the_agents_status_and_metrics_show_its_directory() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     cluster.kubernetes.let_watch_pods("agents", "agent");
     cluster.create("web-0");
     let dir = cluster.files.path();

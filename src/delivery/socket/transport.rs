@@ -40,6 +40,10 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_millis(250);
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pause after a connection of a flood was refused.
+const FLOOD_PAUSE: Duration = Duration::from_millis(5);
+const TOO_MANY_OF_CALLER: &str = "too many connections of this caller";
+
 /// Why a connection's own future is interrupted.
 enum Notice {
     /// The agent stops: the running reply is the last.
@@ -132,6 +136,13 @@ impl Transport {
                     continue;
                 }
             };
+            if shared.0.is_flooded(connections.len()) {
+                shared.0.count_refused("connections_per_user");
+                shared.0.caps.connections.count();
+                refuse_now(&stream, "429 Too Many Requests", TOO_MANY_OF_CALLER);
+                tokio::time::sleep(FLOOD_PAUSE).await;
+                continue;
+            }
             let Some(slot) = shared.0.admission.connection() else {
                 shared.0.count_refused("connections");
                 refuse_now(&stream, "503 Service Unavailable", "too many connections");
@@ -149,6 +160,12 @@ impl Transport {
         while let Some(ended) = connections.join_next().await {
             shared.0.log_panic(ended);
         }
+    }
+
+    /// Whether a socket that is one caller's has all the connections that this caller may have. Who
+    /// connects then is not looked at, and what still comes waits: it is the caller's own.
+    fn is_flooded(&self, open: usize) -> bool {
+        matches!(self.door, Door::Pod(_)) && open >= self.caps.limits.connections_per_user
     }
 
     async fn connection<S, F>(
@@ -190,9 +207,9 @@ impl Transport {
         let (found, peer) =
             found.map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
         let admitted = self.admission.admit(found.payer(), BootInstant::now());
-        let message = "too many connections of this caller";
+        let status = "429 Too Many Requests";
         let admitted = admitted
-            .ok_or_else(|| ("connections_per_user", "429 Too Many Requests", message.to_owned()))?;
+            .ok_or_else(|| ("connections_per_user", status, TOO_MANY_OF_CALLER.to_owned()))?;
         let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
         Ok(match found {
             Found::Caller(identity) => LetIn::Named(Caller { identity, peer, admitted }),

@@ -54,9 +54,14 @@ impl Node {
 
     /// Runs a command in a running container, as its user and with its limits.
     pub fn exec(&self, namespace: &str, pod: &str, container: &str, command: &[&str]) -> Output {
+        self.exec_in(&self.container_id(namespace, pod, container), command)
+    }
+
+    /// The same by the container's id, which needs no API server.
+    pub fn exec_in(&self, container: &str, command: &[&str]) -> Output {
         static RUN: AtomicU32 = AtomicU32::new(0);
         let exec = format!("exec-{}", RUN.fetch_add(1, Ordering::Relaxed));
-        self.containerd.exec(&self.container_id(namespace, pod, container), &exec, command)
+        self.containerd.exec(container, &exec, command)
     }
 
     /// The first process of a container that runs, as the tests see it: `/proc/<it>/root` is what
