@@ -57,6 +57,14 @@ enum Decision {
     Open,
 }
 
+/// Who ended a subscription.
+enum HoldEnd {
+    /// The broker, which refused it or let it go.
+    Broker,
+    /// Policy, which wants it otherwise or not at all.
+    Policy,
+}
+
 impl Follower {
     /// Follows for ever.
     pub async fn run(mut self) -> std::convert::Infallible {
@@ -67,10 +75,13 @@ impl Follower {
             match self.broker.subscribe(authorized.clone()).await {
                 Ok(subscription) => {
                     let since = BootInstant::now();
-                    self.hold(&secret, authorized, subscription).await;
+                    let end = self.hold(&secret, authorized, subscription).await;
                     // Whatever ends subscriptions at once must not make this a busy loop.
-                    let lasted = BootInstant::now().since(since) > BACKOFF_CAP;
-                    failures = if lasted { 1 } else { failures.saturating_add(1) };
+                    let at_once = BootInstant::now().since(since) <= BACKOFF_CAP;
+                    failures = match end {
+                        HoldEnd::Broker if at_once => failures.saturating_add(1),
+                        HoldEnd::Broker | HoldEnd::Policy => 1,
+                    };
                     pause(delay(failures)).await;
                 }
                 Err(error) => self.back_off(&error, &mut failures).await,
@@ -130,7 +141,7 @@ impl Follower {
         secret: &SecretRef,
         mut proof: Authorized,
         mut subscription: Subscription,
-    ) {
+    ) -> HoldEnd {
         let mut generations = self.policy.generations();
         let mut drop_at: Option<BootInstant> = None;
         loop {
@@ -142,7 +153,7 @@ impl Follower {
                 // Cancel-safe: an unseen change stays unseen.
                 changed = subscription.updates().changed() => match changed {
                     Ok(()) => continue,
-                    Err(_) => return,
+                    Err(_) => return HoldEnd::Broker,
                 },
                 // Cancel-safe: the generation stays marked as changed.
                 _ = generations.changed() => {}
@@ -152,12 +163,12 @@ impl Follower {
                 Decision::Allowed(again) if same_interest(&again, &proof) => {
                     (proof, drop_at) = (again, None);
                 }
-                Decision::Allowed(_) => return,
+                Decision::Allowed(_) => return HoldEnd::Policy,
                 Decision::Forbidden => {
                     let now = BootInstant::now();
                     if now >= *drop_at.get_or_insert(now + self.forbid_grace) {
                         self.level(|level| level.entry = None);
-                        return;
+                        return HoldEnd::Policy;
                     }
                 }
                 // What is being read goes on being kept fresh.
