@@ -72,6 +72,10 @@ impl Introduction {
             };
         let caller = Caller { identity, peer: Arc::clone(peer), admitted: Arc::clone(admitted) };
         let connection = Connection::new(caller, self.server.clone(), self.stop.clone());
+        // Naming it took its time.
+        if let Err(refusal) = connection.check_alive() {
+            return answer::refusal(&refusal);
+        }
         {
             let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
             *named = Some(Named { connection: Arc::clone(&connection), until });
