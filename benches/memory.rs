@@ -20,10 +20,13 @@ mod process;
 mod reader;
 #[path = "support/report.rs"]
 mod report;
+#[path = "support/resident.rs"]
+mod resident;
 
 use agent::Agent;
 use fake_vault::{Answer, FakeVault};
 use reader::Reader;
+use resident::Memory;
 use serde_json::json;
 
 const SECRETS: usize = 10_000;
@@ -99,31 +102,6 @@ fn row(source: &str, cached: &str, most: f64, memory: Memory) -> [String; 7] {
         mebibytes(memory.peak),
         report::verdict(format!("< {most}"), memory.resident / 1024.0 < most),
     ]
-}
-
-/// Kibibytes, as `/proc/PID/status` has them.
-struct Memory {
-    resident: f64,
-    anonymous: f64,
-    file: f64,
-    peak: f64,
-}
-
-impl Memory {
-    fn of(pid: u32) -> io::Result<Self> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-            number.ok_or_else(|| io::Error::other(format!("no {name} in the process's status")))
-        };
-        Ok(Self {
-            resident: field("VmRSS:")?,
-            anonymous: field("RssAnon:")?,
-            file: field("RssFile:")?,
-            peak: field("VmHWM:")?,
-        })
-    }
 }
 
 /// The child was started through `setpriv`, which became the agent.
