@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use crate::ground::{self, SERVE};
 use crate::product::product;
 use crate::sockets::{curl, reply};
+use crate::support::node::SOON;
+use crate::support::process::eventually;
 use crate::support::shared::node;
 
 /// Where pods have the node's socket and their proof.
@@ -136,7 +138,10 @@ fn forged_tokens_lock_one_pod_out_until_an_operator_lets_it_in() {
     assert_eq!(ask("neighbour", &good).0, 200);
     let status = product.status();
     assert_eq!(status["locked_out"][0]["pod"], "hall/forger", "{status}");
-    assert_eq!(product.metric("secrets_broker_lock_outs_total"), locked + 1.0);
+    // A scrape is answered anew once a second.
+    eventually(SOON, "the lock-out is counted", || {
+        product.metric("secrets_broker_lock_outs_total") == locked + 1.0
+    });
 
     let unlocked = |pod: &str| product.command(&["unlock", pod]).status.code();
     assert_eq!(unlocked("hall/neighbour"), Some(1));
