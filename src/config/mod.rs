@@ -135,7 +135,14 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
     let placement = placement::read(&root);
     let pods = pods::read(&root, csi.as_ref());
     let node = sockets.node.as_ref();
-    node_socket::check(&root, node, csi.as_ref(), placement.as_ref(), pods.as_ref());
+    node_socket::check(
+        &root,
+        &agent.runtime_dir,
+        node,
+        csi.as_ref(),
+        placement.as_ref(),
+        pods.as_ref(),
+    );
     let host = document.host;
     let places = volumes::Surroundings::new(host, &agent, &sockets, forbid_grace);
     let volumes = volumes::read(&root, &sources, &places);

@@ -25,8 +25,9 @@ pub(super) fn read(section: &Section, runtime_dir: &Path, taken: &[&Path]) -> Op
     );
     let proofs = [("required", ProofToken::Required), ("below-pidfd", ProofToken::BelowPidFd)];
     let proof = section.choice("proof_token", ProofToken::Required, &proofs);
-    if taken.iter().any(|other| other.parent() == path.parent()) {
-        let message = "pods mount this socket's directory, and another socket lies in it";
+    let holds = |other: &Path| path.parent().is_some_and(|parent| other.starts_with(parent));
+    if taken.iter().any(|other| holds(other)) || holds(runtime_dir) {
+        let message = "pods mount this socket's directory, and it holds more of the agent's";
         section.problem_at("path", message, "give it a directory of its own");
     }
     section.finish();
@@ -46,6 +47,7 @@ fn audience(text: &str) -> Result<String, &'static str> {
 /// What a pod needs to be named by: a node that can place processes, and a directory of pods.
 pub(super) fn check(
     root: &Section,
+    runtime_dir: &Path,
     node: Option<&NodeSocket>,
     csi: Option<&CsiSettings>,
     placement: Option<&PlacementSettings>,
@@ -62,7 +64,14 @@ pub(super) fn check(
         let message = "callers' pods cannot be named without a pod directory";
         section.problem_at("enabled", message, "set [pods] directory = \"apiserver\"");
     }
-    if let Some(CsiSettings { expectations, .. }) = csi {
+    if let Some(CsiSettings { expectations, driver, .. }) = csi {
+        let parent = node.path.parent();
+        let holds = |other: &Path| parent.is_some_and(|parent| other.starts_with(parent));
+        // Of what holds the runtime directory more is said elsewhere.
+        if holds(&driver.state_dir) && !holds(runtime_dir) {
+            let message = "pods mount this socket's directory, and it holds [csi] state_dir";
+            section.problem_at("path", message, "give it a directory of its own");
+        }
         let audience = &node.proof_audience;
         if *audience == expectations.audience {
             let message = "is the audience of the tokens that Vault takes, see [csi] audience";

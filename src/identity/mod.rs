@@ -193,6 +193,12 @@ impl Identity {
         &self.subject
     }
 
+    /// Whether it was proved which service account of its name a pod runs as: on the node's socket
+    /// only a token does that.
+    pub fn is_account_proved(&self) -> bool {
+        self.listener != Listener::Node || self.strength >= ProofStrength::Token
+    }
+
     /// How that was proved.
     pub fn strength(&self) -> ProofStrength {
         self.strength

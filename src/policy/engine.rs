@@ -109,6 +109,7 @@ impl CompiledPolicy {
         labels: Option<&Labels>,
         at: Timestamp,
     ) -> Result<Permit, Denied> {
+        self.check_account(identity, secret)?;
         if labels.is_none() {
             self.check_blind_forbids(identity, secret)?;
         }
@@ -134,6 +135,26 @@ impl CompiledPolicy {
         let caller = Caller { identity, labels };
         let (request, entities) = self.book.vocabulary.question(caller, secret, covering, at)?;
         Ok(Authorizer::new().is_authorized(&request, policies, &entities))
+    }
+
+    /// Whoever leaves the token out must not get past a rule about one account of a name, be it
+    /// that it forbids that one or permits all others.
+    fn check_account(&self, identity: &Identity, secret: &SecretRef) -> Result<(), Denied> {
+        if identity.is_account_proved() {
+            return Ok(());
+        }
+        let mut asking = self.book.rules.iter().filter(|rule| rule.labels.asks_account_uid);
+        match asking.find(|rule| rule.may_cover(secret, identity.subject())) {
+            None => Ok(()),
+            Some(rule) => {
+                let name = &rule.name;
+                let reason = format!(
+                    "rule '{name}' asks for the uid of the service account of {identity}, which is \
+                     not proved without a token"
+                );
+                Err(denied(Some(name.clone()), reason))
+            }
+        }
     }
 
     /// A rule that people wrote to forbid by label would let a pod pass whose labels are not known.

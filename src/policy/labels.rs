@@ -4,7 +4,7 @@
 use cedar_policy::Policy;
 use serde_json::Value;
 
-/// How a rule uses labels.
+/// What a rule asks for that may not be known of a pod: its labels, and which account it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct LabelUse {
     /// It asks for labels at all.
@@ -13,6 +13,8 @@ pub(super) struct LabelUse {
     pub(super) names_namespace: bool,
     /// It says itself what holds for a pod whose labels are not known.
     pub(super) minds_unknown: bool,
+    /// It asks which service account of its name a pod runs as.
+    pub(super) asks_account_uid: bool,
 }
 
 impl LabelUse {
@@ -33,10 +35,13 @@ impl LabelUse {
                     match (key.as_str(), value.as_str()) {
                         ("hasTag" | "getTag", _) => self.asks = true,
                         ("type", Some("Namespace" | "ServiceAccount"))
-                        | ("attr", Some("namespace" | "service_account_uid")) => {
+                        | ("attr", Some("namespace")) => {
                             self.names_namespace = true;
                         }
                         ("attr", Some("labels_known")) => self.minds_unknown = true,
+                        ("attr", Some("service_account_uid")) => {
+                            (self.names_namespace, self.asks_account_uid) = (true, true);
+                        }
                         _ => {}
                     }
                     self.look_at(value);
@@ -77,7 +82,8 @@ mod tests {
             let text = format!(
                 "permit (principal is Pod, action, resource) when {{ {more} }} {condition}"
             );
-            assert_eq!(used(&text), with_namespace, "{text}");
+            let asks_account_uid = more.contains("uid");
+            assert_eq!(used(&text), LabelUse { asks_account_uid, ..with_namespace }, "{text}");
         }
         let minds = format!(
             "forbid (principal is Pod, action, resource) \

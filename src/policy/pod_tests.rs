@@ -132,6 +132,17 @@ fn on_the_nodes_socket_only_what_the_agent_reads_for_pods_is_permitted() {
     let both = own(vec![own_login, lent]);
     let permit = decide(&both, &proved, "secret/data/a").unwrap();
     assert_eq!((permit.rule.as_str(), permit.login), ("lent", LoginIdentity::Agent));
+    // Which account of its name an unproved pod runs as may matter to a rule: it is refused.
+    let mut by_uid = grant("one-account", pods("shop", None), &["secret/data/a"]);
+    (by_uid.login, by_uid.min_proof) = (GrantLogin::Agent, ProofStrength::PeerCred);
+    let placed = |when: &str| {
+        by_uid.when = Some(when.to_owned());
+        decide(&own(vec![by_uid.clone()]), &caller(ProofStrength::PidFd), "secret/data/a")
+    };
+    let mut placed = placed;
+    assert!(placed("context.hour >= 0").is_ok());
+    let denied = placed("principal.service_account_uid != \"5b\"").unwrap_err();
+    assert!(denied.reason.contains("not proved"), "{}", denied.reason);
     // A placement alone is less than this grant asks for.
     assert!(decide(&both, &caller(ProofStrength::PidFd), "secret/data/a").is_err());
 }

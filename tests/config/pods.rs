@@ -77,6 +77,8 @@ fn the_nodes_socket_names_what_it_lacks() {
         ("proof_audience = \"\"", "proof_audience"),
         ("proof_token = \"never\"", "proof_token"),
         ("path = \"/run/secrets-broker/x.sock\"", "path"),
+        ("path = \"/run/secrets-broker/csi/x.sock\"", "path"),
+        ("path = \"/run/x.sock\"", "path"),
     ] {
         let found: Vec<(String, String)> = problems(whole(setting));
         let [(problem, _)] = found.as_slice() else { panic!("{setting}: {found:?}") };

@@ -14,6 +14,8 @@ use crate::telemetry::{Hits, Metrics};
 
 /// Callers remembered before idle ones are forgotten.
 const CALLERS_MAX: usize = 1024;
+/// The part of a socket's places that pods have as their first one only.
+const FIRST_PLACES: usize = 4;
 /// Refused connections that are kept until their request is read away.
 const REFUSED_MAX: usize = 64;
 /// Requests that a denial counts for: unlike a permit it is decided anew each time, which costs
@@ -140,6 +142,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Admission {
     connections: Arc<Semaphore>,
+    places: usize,
     refusals: Arc<Semaphore>,
     refused: Hits,
     caps: Arc<Caps>,
@@ -176,7 +179,7 @@ impl Admission {
         metrics.watch_places(name, connections, &places, &refused);
         let refusals = Arc::new(Semaphore::new(REFUSED_MAX));
         let (caps, payers) = (Arc::clone(caps), Mutex::default());
-        Arc::new(Self { connections: places, refusals, refused, caps, payers })
+        Arc::new(Self { connections: places, places: connections, refusals, refused, caps, payers })
     }
 
     /// A place for a connection, before anything is known about the peer.
@@ -190,7 +193,8 @@ impl Admission {
         self.refusals.clone().try_acquire_owned().ok()
     }
 
-    /// A place for a connection of this caller, unless it has too many.
+    /// A place for a connection of this caller, unless it has too many. A quarter of the places are
+    /// for pods that have none: a few pods that take all they can leave the others theirs.
     pub fn admit(&self, payer: Payer, now: BootInstant) -> Option<Admitted> {
         let mut payers = self.payers.lock().unwrap_or_else(PoisonError::into_inner);
         if payers.len() >= CALLERS_MAX && !payers.contains_key(&payer) {
@@ -200,8 +204,11 @@ impl Admission {
             });
         }
         let new = || Arc::new(Budget::new(Arc::clone(&self.caps)));
+        let scarce = matches!(payer, Payer::Pod(_))
+            && self.connections.available_permits() < self.places / FIRST_PLACES;
         let budget = payers.entry(payer).or_insert_with(new);
-        if budget.connections.load(Ordering::Relaxed) >= self.caps.limits.connections_per_user {
+        let held = budget.connections.load(Ordering::Relaxed);
+        if held >= self.caps.limits.connections_per_user || (scarce && held > 0) {
             self.caps.connections.count();
             return None;
         }
@@ -262,6 +269,27 @@ mod tests {
         assert!(admission.admit(user(2), at(0)).is_some());
         drop(places);
         assert!(admission.admit(user(1), at(0)).is_some());
+    }
+
+    #[test]
+    fn pods_that_take_all_they_can_leave_places_to_the_next_one() {
+        let limits = Limits { connections_per_user: 16, ..Limits::default() };
+        let (admission, _) = admission(64, limits);
+        let mut held = Vec::new();
+        let pod = |n: usize| Payer::Pod(format!("{n:032x}").parse().unwrap());
+        let mut take = |n: usize| {
+            let place = admission.connection();
+            let admitted = place.is_some().then(|| admission.admit(pod(n), at(0))).flatten();
+            let got = admitted.is_some();
+            if got {
+                held.push((place, admitted));
+            }
+            got
+        };
+        for greedy in 0..8 {
+            while take(greedy) {}
+        }
+        assert!(take(100), "nothing is left");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::broker::{Broker, ResolveError};
 use crate::clock::BootInstant;
 use crate::domain::{ConsumerId, LocalLeaseId, LoginIdentity, PathKind, SecretRef, Spelling};
 use crate::identity::pods::DirectoryState;
-use crate::identity::{Identity, Listener};
+use crate::identity::{Identity, Listener, Subject};
 
 /// How long an event request waits for a change.
 const EVENT_WAIT: Duration = Duration::from_secs(25);
@@ -191,7 +191,10 @@ impl Connection {
         let authorized = self.decide(secret).await?;
         let broker = &self.deps.broker;
         let mount = broker.mount(&secret.source, authorized.login(), &secret.path).await?;
-        if mount.path_kind(&secret.path) == PathKind::Kv {
+        let is_pod = matches!(self.caller.identity.subject(), Subject::Pod(_));
+        // What the agent reads for a pod is everybody's.
+        let own = !(is_pod && *authorized.login() == LoginIdentity::Agent);
+        if own && mount.path_kind(&secret.path) == PathKind::Kv {
             return Ok(authorized.login().clone());
         }
         Err(Refusal::new(

@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::Request;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,7 @@ use super::transport::{Answer, Caller, Placed};
 use super::{Server, answer};
 use crate::audit::AuditEvent;
 use crate::clock::BootInstant;
-use crate::identity::Subject;
+use crate::domain::Pod;
 use crate::telemetry::Chain;
 
 /// A caller of which only the pod is known.
@@ -29,6 +30,7 @@ pub(super) struct Introduction {
 /// The connection of a caller that was named.
 struct Named {
     connection: Arc<Connection>,
+    pod: Arc<Pod>,
     until: Option<BootInstant>,
 }
 
@@ -46,8 +48,10 @@ impl Introduction {
     /// Answers a request: the caller is named by the first one, and anew when its token has ended.
     pub(super) fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
         let now = BootInstant::now();
-        if let Some(connection) = self.connection(now) {
-            return connection.call(request);
+        match self.connection(now) {
+            Some(Ok(connection)) => return connection.call(request),
+            Some(Err(why)) => return Answering::Now(Some(self.refuse(&why))),
+            None => {}
         }
         if let Err(wait) = self.placed.admitted.budget().take_request(now) {
             self.server.deps.metrics.limited.inc();
@@ -56,16 +60,23 @@ impl Introduction {
         Answering::Later(Box::pin(Arc::clone(self).introduce_and_answer(request)))
     }
 
-    fn connection(&self, now: BootInstant) -> Option<Arc<Connection>> {
+    /// The named caller's connection, unless it has to be named anew or is locked out.
+    fn connection(&self, now: BootInstant) -> Option<Result<Arc<Connection>, NotIntroduced>> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         let named = named.as_ref()?;
-        named.until.is_none_or(|until| now < until).then(|| Arc::clone(&named.connection))
+        if named.until.is_some_and(|until| now >= until) {
+            return None;
+        }
+        let open = self.door.check_locked_out(&named.pod, now);
+        Some(open.map(|()| Arc::clone(&named.connection)))
     }
 
     async fn introduce_and_answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         let (parts, body) = request.into_parts();
         let Placed { pod, peer, admitted } = &self.placed;
-        let Introduced { identity, until } =
+        // What naming costs, before anybody is asked: whoever gives up has had it.
+        admitted.budget().charge_denial(BootInstant::now());
+        let Introduced { identity, pod: named_pod, until } =
             match self.door.introduce(peer, pod, &parts.headers).await {
                 Ok(introduced) => introduced,
                 Err(why) => return self.refuse(&why),
@@ -78,21 +89,17 @@ impl Introduction {
         }
         {
             let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-            *named = Some(Named { connection: Arc::clone(&connection), until });
+            *named = Some(Named { connection: Arc::clone(&connection), pod: named_pod, until });
         }
         connection.answer(parts, body).await
     }
 
     fn refuse(&self, why: &NotIntroduced) -> Answer {
         let (deps, now) = (&self.server.deps, BootInstant::now());
-        self.placed.admitted.budget().charge_denial(now);
         if let NotIntroduced::Refused(identity, refused) = why {
             deps.metrics.proofs_refused.inc();
             let reason = Chain(refused).to_string();
-            let mut locked_out = false;
-            if let (true, Subject::Pod(pod)) = (refused.is_forgery(), identity.subject()) {
-                locked_out = self.door.forged(pod, now);
-            }
+            let locked_out = refused.is_forgery() && self.door.forged(identity, now);
             if locked_out {
                 deps.metrics.lock_outs.inc();
                 tracing::warn!(pod = %identity, "locked out of the node socket: forged tokens");
@@ -106,7 +113,9 @@ impl Introduction {
                 );
             }
         }
-        let answer = answer::refusal(&Refusal::from(why));
+        let mut answer = answer::refusal(&Refusal::from(why));
+        // Whoever is nobody yet keeps no place meanwhile.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         deps.metrics.count("refused", answer.status().as_u16(), "none");
         answer
     }

@@ -5,7 +5,7 @@
 //! placement that was got by a trick fails without it, and a stolen token fails without the
 //! placement. Tokens of Vault prove nothing here and are not looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -21,11 +21,13 @@ use crate::identity::lock_out::{LockOut, LockedPod};
 use crate::identity::peer::Peer;
 use crate::identity::pods::{DirectoryPod, FindError, PodDirectory};
 use crate::identity::token::{PodInfo, TokenRefused, Verifier};
-use crate::identity::{Identity, ProofStrength};
+use crate::identity::{Identity, ProofStrength, Subject};
 use crate::telemetry::Chain;
 
 /// How long a caller waits for its pod to be known: the watch is that far behind the kubelet.
 const DIRECTORY_WAIT: Duration = Duration::from_secs(2);
+/// Tokens that are judged at once, each of another pod: the API server may have to be asked.
+const JUDGED_AT_ONCE: usize = 16;
 /// When to ask again after the directory could not help.
 const RETRY_AFTER_SECONDS: u64 = 2;
 
@@ -47,11 +49,27 @@ pub struct NodeDoor {
     lock_out: Mutex<LockOut>,
     /// Pods that were named since they were last seen to be gone.
     named: Mutex<BTreeMap<PodUid, ConsumerId>>,
+    /// Pods whose tokens are being judged.
+    judging: Mutex<BTreeSet<PodUid>>,
+}
+
+/// A pod's turn at the judge; dropping it ends the turn.
+struct Turn<'a> {
+    judging: &'a Mutex<BTreeSet<PodUid>>,
+    uid: PodUid,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.judging.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.uid);
+    }
 }
 
 /// A caller that was named.
 pub(super) struct Introduced {
     pub(super) identity: Identity,
+    /// The pod as the directory has it, by which it is locked out.
+    pub(super) pod: Arc<Pod>,
     /// When its token ends, and with it the proof.
     pub(super) until: Option<BootInstant>,
 }
@@ -61,6 +79,8 @@ pub(super) struct Introduced {
 pub(super) enum NotIntroduced {
     Find(FindError),
     LockedOut(Duration),
+    /// Another token of this pod, or too many of all pods, are being judged.
+    Busy,
     /// No token came, and one is due for this audience.
     TokenDue(String),
     /// What came is no token.
@@ -72,11 +92,11 @@ pub(super) enum NotIntroduced {
 impl NodeDoor {
     /// Names callers by `directory`, and has `verifier` judge their tokens.
     pub fn new(directory: PodDirectory, verifier: Verifier, proof: ProofToken) -> Self {
-        let (lock_out, named) = Default::default();
-        Self { directory, verifier, proof, lock_out, named }
+        let (lock_out, named, judging) = Default::default();
+        Self { directory, verifier, proof, lock_out, named, judging }
     }
 
-    /// Ends the interest of pods that are gone, for ever. Dropped, nothing is lost.
+    /// Ends the interest of pods that are gone, until the agent takes no more requests.
     pub(super) async fn release_gone(&self, broker: &Broker) -> Infallible {
         let mut changes = self.directory.changes();
         // The directory lives as long as this borrow of it, so there is always somebody who tells.
@@ -88,10 +108,15 @@ impl NodeDoor {
         std::future::pending().await
     }
 
-    /// With a token or without, a pod is one consumer.
-    fn note(&self, uid: &PodUid, identity: &Identity) {
+    /// With a token or without, a pod is one consumer. Whoever went in between is released by
+    /// nobody any more, so it is not named.
+    fn note(&self, uid: &PodUid, identity: &Identity) -> Result<(), NotIntroduced> {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         named.entry(uid.clone()).or_insert_with(|| identity.consumer().clone());
+        match self.directory.why_unknown(uid) {
+            Some(FindError::Gone) => Err(NotIntroduced::Find(FindError::Gone)),
+            _ => Ok(()),
+        }
     }
 
     fn take_gone(&self) -> Vec<ConsumerId> {
@@ -101,8 +126,8 @@ impl NodeDoor {
         gone.iter().filter_map(|uid| named.remove(uid)).collect()
     }
 
-    /// Names a caller that was placed in the pod `uid`. Waits at most two seconds for the directory
-    /// and five for the cluster's keys. Dropped, nothing is lost.
+    /// Names a caller that was placed in the pod `uid`. Waits at most two seconds for the
+    /// directory, and for the API server where it has to be asked about the token. Dropped, nothing is lost.
     pub(super) async fn introduce(
         &self,
         peer: &Peer,
@@ -111,11 +136,9 @@ impl NodeDoor {
     ) -> Result<Introduced, NotIntroduced> {
         let found = self.directory.find(uid, DIRECTORY_WAIT).await.map_err(NotIntroduced::Find)?;
         let unproved = Arc::new(unproved(&found));
-        if let Some(left) = self.lock_out().left(&unproved, BootInstant::now()) {
-            return Err(NotIntroduced::LockedOut(left));
-        }
-        let placed = Identity::on_node_socket(unproved, peer.strength());
-        self.note(uid, &placed);
+        self.check_locked_out(&unproved, BootInstant::now())?;
+        let placed = Identity::on_node_socket(Arc::clone(&unproved), peer.strength());
+        self.note(uid, &placed)?;
         let Some(token) = bearer(headers)? else {
             let due = match self.proof {
                 ProofToken::Required => true,
@@ -123,25 +146,52 @@ impl NodeDoor {
             };
             return match due {
                 true => Err(NotIntroduced::TokenDue(self.verifier.audience().to_owned())),
-                false => Ok(Introduced { identity: placed, until: None }),
+                false => Ok(Introduced { identity: placed, pod: unproved, until: None }),
             };
         };
-        let now = SystemTime::now();
-        let proved = self.verifier.verify(&token, now).await;
+        let _turn = self.turn(uid)?;
+        let proved = self.verifier.verify(&token, SystemTime::now()).await;
         match proved.and_then(|claims| claims.matches(&said_of(&found)).map(|()| claims)) {
             Ok(claims) => {
-                let left = claims.expires_at().duration_since(now).unwrap_or_default();
-                let pod = Arc::new(claims.pod().clone());
-                let identity = Identity::on_node_socket(pod, ProofStrength::Token);
-                Ok(Introduced { identity, until: Some(BootInstant::now() + left) })
+                let left = claims.expires_at().duration_since(SystemTime::now());
+                let left = left.unwrap_or_default();
+                let left = self.verifier.holds_for().map_or(left, |most| left.min(most));
+                let until = Some(BootInstant::now() + left);
+                let proved = Arc::new(claims.pod().clone());
+                let identity = Identity::on_node_socket(proved, ProofStrength::Token);
+                Ok(Introduced { identity, pod: unproved, until })
             }
             Err(refused) => Err(NotIntroduced::Refused(Box::new(placed), refused)),
         }
     }
 
-    /// Counts a forged token of this pod; whether the pod is locked out by it.
-    pub(super) fn forged(&self, pod: &Pod, now: BootInstant) -> bool {
-        self.lock_out().forged(pod, now)
+    /// Counts a forged token of this caller's pod; whether the pod is locked out by it. Without a
+    /// handle on the process its place may be that of another one, so nobody is blamed.
+    pub(super) fn forged(&self, identity: &Identity, now: BootInstant) -> bool {
+        match identity.subject() {
+            Subject::Pod(pod) if identity.strength() >= ProofStrength::PidFd => {
+                self.lock_out().forged(pod, now)
+            }
+            _ => false,
+        }
+    }
+
+    /// Refuses a pod that is locked out.
+    pub(super) fn check_locked_out(
+        &self,
+        pod: &Pod,
+        now: BootInstant,
+    ) -> Result<(), NotIntroduced> {
+        self.lock_out().left(pod, now).map_or(Ok(()), |left| Err(NotIntroduced::LockedOut(left)))
+    }
+
+    /// A turn at the judge: one token of a pod at a time, and few of all together.
+    fn turn(&self, uid: &PodUid) -> Result<Turn<'_>, NotIntroduced> {
+        let mut judging = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
+        if judging.len() >= JUDGED_AT_ONCE || !judging.insert(uid.clone()) {
+            return Err(NotIntroduced::Busy);
+        }
+        Ok(Turn { judging: &self.judging, uid: uid.clone() })
     }
 
     /// Pods that are locked out now.
@@ -202,6 +252,7 @@ impl From<&NotIntroduced> for Refusal {
                 Self::unavailable(error.to_string(), RETRY_AFTER_SECONDS)
             }
             NotIntroduced::Find(error) => forbidden(error.to_string()),
+            NotIntroduced::Busy => Self::unavailable("tokens are being judged: ask again", 1),
             NotIntroduced::LockedOut(left) => forbidden(format!(
                 "this pod sent forged tokens and is locked out for {}; an operator ends that with \
                  secrets-broker unlock",

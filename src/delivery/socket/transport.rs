@@ -210,6 +210,14 @@ impl Transport {
         let status = "429 Too Many Requests";
         let admitted = admitted
             .ok_or_else(|| ("connections_per_user", status, TOO_MANY_OF_CALLER.to_owned()))?;
+        // One door is everybody's: who connects for nothing pays for it all the same.
+        if let Found::Pod(..) = found
+            && admitted.budget().take_request(BootInstant::now()).is_err()
+        {
+            self.metrics.limited.inc();
+            let message = "connection rate of this caller exceeded".to_owned();
+            return Err(("requests_per_second_per_user", status, message));
+        }
         let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
         Ok(match found {
             Found::Caller(identity) => LetIn::Named(Caller { identity, peer, admitted }),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
 
 use super::api_server::Connection;
 use super::cluster_keys::{ClusterKeys, Document};
@@ -68,12 +69,19 @@ pub enum KeysError {
 
 /// The keys in force, for many readers; requests for newer ones go out one at a time.
 pub(super) struct Keys {
+    shared: Arc<Shared>,
+    /// One permit: whoever holds it asks, the others wait for what comes.
+    flight: Arc<Semaphore>,
+    asked: Mutex<Option<BootInstant>>,
+    /// The request under way. It goes on when its caller gives up: otherwise a pod that asks and
+    /// goes away would use everybody's turn up.
+    request: Mutex<JoinSet<()>>,
+}
+
+struct Shared {
     source: Source,
     discover_issuer: bool,
     current: ArcSwap<ClusterKeys>,
-    /// One permit: whoever holds it asks, the others wait for what comes.
-    flight: Semaphore,
-    asked: Mutex<Option<BootInstant>>,
 }
 
 enum Source {
@@ -104,28 +112,26 @@ impl Keys {
             }
             KeySource::File(file) => Source::File(file),
         };
-        Self {
-            source,
-            discover_issuer,
-            current: ArcSwap::from_pointee(kept.unwrap_or_default()),
-            flight: Semaphore::new(1),
-            asked: Mutex::new(None),
-        }
+        let current = ArcSwap::from_pointee(kept.unwrap_or_default());
+        let shared = Arc::new(Shared { source, discover_issuer, current });
+        let (asked, request) = Default::default();
+        Self { shared, flight: Arc::new(Semaphore::new(1)), asked, request }
     }
 
     /// The keys in force; none at all before the first success.
     pub(super) fn current(&self) -> Arc<ClusterKeys> {
-        self.current.load_full()
+        self.shared.current.load_full()
     }
 
     /// Gets newer keys than `seen`, unless somebody just did or asked less than [`PAUSE`] ago.
-    /// Dropped while it asks, the pause still counts.
+    /// Dropped while it asks, the request goes on for others.
     pub(super) async fn newer_than(
         &self,
         seen: &Arc<ClusterKeys>,
         now: BootInstant,
     ) -> Result<(), KeysError> {
-        let _flight = self.flight.acquire().await.map_err(|_| KeysError::Interrupted)?;
+        let flight = Arc::clone(&self.flight).acquire_owned().await;
+        let flight = flight.map_err(|_| KeysError::Interrupted)?;
         if !Arc::ptr_eq(&self.current(), seen) {
             return Ok(());
         }
@@ -136,10 +142,19 @@ impl Keys {
             }
             *asked = Some(now);
         }
-        let keys = self.fetch().await?;
-        tracing::info!(keys = keys.keys().len(), "read the cluster's token keys");
-        self.current.store(Arc::new(keys));
-        Ok(())
+        let (reply, answer) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        {
+            let mut request = self.request.lock().unwrap_or_else(PoisonError::into_inner);
+            while request.try_join_next().is_some() {}
+            request.spawn(async move {
+                let outcome = shared.renew().await;
+                drop(flight);
+                // Whoever asked may be gone.
+                let _ = reply.send(outcome);
+            });
+        }
+        answer.await.map_err(|_| KeysError::Interrupted)?
     }
 
     /// Keeps the keys fresh for ever; dropped, it stops.
@@ -147,7 +162,7 @@ impl Keys {
         loop {
             let pause = match self.newer_than(&self.current(), BootInstant::now()).await {
                 Ok(()) => FRESH_FOR.mul_f64(0.75 + fastrand::f64() / 4.0),
-                Err(KeysError::Paused(_)) => PAUSE,
+                Err(KeysError::Paused(ago)) => PAUSE.saturating_sub(ago),
                 Err(error) => {
                     tracing::warn!(error = %Chain(&error), "cannot refresh the cluster's keys");
                     RETRY
@@ -158,6 +173,15 @@ impl Keys {
                 return;
             }
         }
+    }
+}
+
+impl Shared {
+    async fn renew(&self) -> Result<(), KeysError> {
+        let keys = self.fetch().await?;
+        tracing::info!(keys = keys.keys().len(), "read the cluster's token keys");
+        self.current.store(Arc::new(keys));
+        Ok(())
     }
 
     async fn fetch(&self) -> Result<ClusterKeys, KeysError> {

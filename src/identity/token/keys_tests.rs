@@ -1,6 +1,7 @@
 //! When keys are asked for, and what stays when nobody answers.
 
 use std::fs;
+use std::task::{Context, Poll};
 
 use super::super::test_tokens::{jwks, signer};
 use super::super::{Algorithm, KeysFileError};
@@ -54,6 +55,22 @@ async fn who_waited_for_anothers_request_takes_its_answer() {
     assert!(first.is_ok() && second.is_ok() && third.is_ok());
     let again = keys.newer_than(&keys.current(), at(102)).await;
     assert!(matches!(again, Err(KeysError::Paused(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_its_caller_gives_up_is_finished_for_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("jwks.json");
+    fs::write(&file, jwks(&[signer(Algorithm::Es256)])).unwrap();
+    let keys = Keys::open(KeySource::File(file), false).await;
+    let seen = keys.current();
+    let mut given_up = Box::pin(keys.newer_than(&seen, at(100)));
+    let is_under_way = |cx: &mut Context<'_>| Poll::Ready(given_up.as_mut().poll(cx).is_pending());
+    assert!(std::future::poll_fn(is_under_way).await);
+    drop(given_up);
+    // The next one finds keys in place of a pause.
+    keys.newer_than(&seen, at(101)).await.unwrap();
+    assert!(keys.current().keys().get(signer(Algorithm::Es256).kid).is_some());
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ pub enum TokenRefused {
         here: String,
     },
     /// The kubelet speaks of another pod than the token.
-    #[error("token's {field} is '{claim}' and the kubelet says '{kubelet}'; send the pod's own")]
+    #[error("token's {field} is '{claim}' and the pod's is '{kubelet}'; send the pod's own")]
     Differs {
         /// Which field.
         field: &'static str,

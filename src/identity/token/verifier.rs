@@ -1,7 +1,7 @@
 //! The door of this folder: a token in, the pod it proves out.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::api_server::Connection;
 use super::keys::Keys;
@@ -19,6 +19,9 @@ pub enum Verification {
     /// `tokenreviews`; no token is believed while it is away.
     TokenReview(ApiServer),
 }
+
+/// How long a TokenReview is believed on a connection that goes on.
+const REVIEW_HOLDS_FOR: Duration = Duration::from_secs(60);
 
 /// Judges tokens. Shared by all who receive any; cheap to clone.
 #[derive(Clone)]
@@ -70,8 +73,19 @@ impl Verifier {
             Err(TokenRefused::UnknownKey | TokenRefused::IssuerUnknown) => {}
             judged => return judged,
         }
-        keys.newer_than(&seen, BootInstant::now()).await.map_err(TokenRefused::Keys)?;
+        let asked_at = BootInstant::now();
+        keys.newer_than(&seen, asked_at).await.map_err(TokenRefused::Keys)?;
+        let now = now + BootInstant::now().since(asked_at);
         self.expectations.verify(&keys.current(), token, now)
+    }
+
+    /// How long a verdict holds at most, beside the token's own life: the API server takes its word
+    /// back when the pod or its account is deleted, keys do not.
+    pub fn holds_for(&self) -> Option<Duration> {
+        match &*self.way {
+            Way::Keys(_) => None,
+            Way::Review(_) => Some(REVIEW_HOLDS_FOR),
+        }
     }
 
     /// Keeps keys fresh until dropped; for TokenReview there is nothing to do and it never ends.
