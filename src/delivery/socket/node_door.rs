@@ -127,7 +127,8 @@ impl NodeDoor {
     }
 
     /// Names a caller that was placed in the pod `uid`. Waits at most two seconds for the
-    /// directory, and for the API server where it has to be asked about the token. Dropped, nothing is lost.
+    /// directory, and for the API server where it has to be asked about the token. Dropped, nothing
+    /// is lost.
     pub(super) async fn introduce(
         &self,
         peer: &Peer,
