@@ -21,6 +21,9 @@ const REMEMBERED_MAX: usize = 1024;
 const MISSING_MIN: usize = 3;
 /// How long a deleted pod stays known where nothing on the node can tell whether it still runs.
 pub(super) const LINGER: Duration = Duration::from_secs(5 * 60);
+/// How long the node must show nothing of a missing pod: between two of its containers it may have
+/// no process for a moment.
+pub(super) const ABSENT_FOR: Duration = Duration::from_secs(30);
 
 /// What is known of one uid.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +46,9 @@ enum Standing {
     Listed,
     /// The API server has it no more since then, so it gets nothing new.
     Deleted(BootInstant),
-    /// Missing together with most others, which is doubted: as if it were still there.
-    Missing,
+    /// Missing together with most others, which is doubted: as if it were still there. Since when
+    /// the node has shown nothing of it.
+    Missing { absent_since: Option<BootInstant> },
 }
 
 /// The newest of some pods.
@@ -100,7 +104,7 @@ impl Known {
         let mut changed = !std::mem::replace(&mut self.synced, true);
         for uid in missing {
             if is_doubted {
-                self.set_standing(&uid, Standing::Missing);
+                self.set_standing(&uid, Standing::Missing { absent_since: None });
             } else {
                 changed |= self.delete(&uid, now);
             }
@@ -174,21 +178,24 @@ impl Known {
             let volumes = if emptied.has(uid) { Presence::Absent } else { Presence::Unknown };
             presence(uid).and(volumes)
         };
-        let is_gone = |uid: &PodUid, entry: &Entry| match entry.standing {
+        let is_gone = |uid: &PodUid, entry: &mut Entry| match &mut entry.standing {
             Standing::Listed => false,
-            Standing::Missing => presence(uid) == Presence::Absent,
+            Standing::Missing { absent_since } if presence(uid) == Presence::Absent => {
+                now.since(*absent_since.get_or_insert(now)) >= ABSENT_FOR
+            }
+            Standing::Missing { absent_since } => {
+                *absent_since = None;
+                false
+            }
             Standing::Deleted(since) => match presence(uid) {
                 Presence::Absent => true,
                 Presence::Present => false,
-                Presence::Unknown => now.since(since) >= LINGER,
+                Presence::Unknown => now.since(*since) >= LINGER,
             },
         };
-        let gone: Vec<PodUid> = self
-            .pods
-            .iter()
-            .filter(|(uid, entry)| is_gone(uid, entry))
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        let gone =
+            self.pods.iter_mut().filter_map(|(uid, entry)| is_gone(uid, entry).then_some(uid));
+        let gone: Vec<PodUid> = gone.cloned().collect();
         for uid in &gone {
             self.pods.remove(uid);
             self.emptied.forget(uid);

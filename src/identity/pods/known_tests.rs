@@ -85,8 +85,11 @@ fn a_list_without_a_few_pods_deletes_them_and_one_without_most_waits_for_the_nod
         let later = at(2 * LINGER.as_secs());
         assert_eq!(known.confirm(&|_| Presence::Unknown, later), !doubted, "{before} {after}");
         if doubted {
-            assert!(!known.confirm(&|_| Presence::Present, later));
-            assert!(known.confirm(&|_| Presence::Absent, later));
+            assert!(!known.confirm(&|_| Presence::Absent, later), "one look");
+            assert!(!known.confirm(&|_| Presence::Present, later + ABSENT_FOR), "it came back");
+            let again = later + 2 * ABSENT_FOR;
+            assert!(!known.confirm(&|_| Presence::Absent, again));
+            assert!(known.confirm(&|_| Presence::Absent, again + ABSENT_FOR));
         }
         assert_eq!(known.count(), usize::from(after));
     }
@@ -156,7 +159,8 @@ fn a_mass_disappearance_is_settled_pod_by_pod() {
     }
     assert!(!known.list(Vec::new(), at(1)), "doubted");
     let seen = |pod: &PodUid| if *pod == uid(2) { Presence::Present } else { Presence::Unknown };
-    assert!(known.confirm(&seen, at(1)));
+    assert!(!known.confirm(&seen, at(1)));
+    assert!(known.confirm(&seen, at(1) + ABSENT_FOR));
     let standing: Vec<_> = (0..4).map(|number| leaving(&known, number)).collect();
     assert_eq!(standing, [Some(false), None, Some(false), Some(false)]);
 }
