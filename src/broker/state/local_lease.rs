@@ -172,12 +172,11 @@ impl State {
     }
 
     pub(super) fn review_interest(&mut self, key: LocalKey, until: BootInstant) {
-        let Some(local) = self.locals.get_mut(&key) else { return };
-        if until > self.now {
-            local.until = until;
-            self.deadlines.insert((until, Timer::Local(key)));
+        // A renewal of its own may have moved its end further than any hit.
+        self.prolong(key, until);
+        let Some(local) = self.locals.get(&key).filter(|local| local.until <= self.now) else {
             return;
-        }
+        };
         let entry = local.entry;
         self.with_entry(entry, |state, entry| state.close_local(entry, key));
     }
