@@ -143,7 +143,9 @@ impl World {
         let token = TokenId(1_000_000 + self.id());
         let ttl = seconds(self.vault.token_ttl);
         let max = left_at + seconds(self.vault.token_max_ttl);
-        self.vault.tokens.insert(token, ((left_at + ttl).min(max), max));
+        // A TTL of zero does not expire.
+        let ends = if ttl.is_zero() { max } else { (left_at + ttl).min(max) };
+        self.vault.tokens.insert(token, (ends, max));
         self.vault.logins.insert(token, login);
         let renewable = self.vault.token_kind == TokenKind::Service;
         let terms = TokenGrant { ttl, renewable };

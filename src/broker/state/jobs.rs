@@ -146,6 +146,7 @@ impl State {
     }
 
     /// While a source's breaker is open, ordinary work for it fails at once with the reason.
+    /// Nobody waits for the end of a session: it is put off.
     pub(super) fn fail_fast(&mut self) {
         let now = self.now;
         if self.ordinary.is_empty() || self.sources.values().all(|s| s.is_open(now).is_none()) {
@@ -161,9 +162,13 @@ impl State {
                 self.unstartable(&job);
                 continue;
             };
+            let until = self.sources.get(&source).and_then(|health| health.is_open(now));
+            if let Pending::EndSession(token) = pending {
+                self.postpone_ending(token, until.unwrap_or(now));
+                continue;
+            }
             let message = self.known_failure(&job, &source);
             let mut error = SourceError::new(ErrorClass::Unreachable, message);
-            let until = self.sources.get(&source).and_then(|health| health.is_open(now));
             error.retry_after = until.map(|until| now.until(until));
             self.dispatch(pending, now, Err(error));
         }
