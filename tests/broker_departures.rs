@@ -6,9 +6,10 @@ mod world;
 
 use std::time::Duration;
 
+use secrets_broker::broker::ReadError;
 use secrets_broker::broker::event::{Answer, Event, LocalOperation};
-use secrets_broker::domain::ConsumerId;
-use world::{World, seconds};
+use secrets_broker::domain::{ConsumerId, EngineKind};
+use world::{World, account, seconds};
 
 const CREDS: &str = "database/creds/shop";
 
@@ -42,6 +43,22 @@ fn a_credential_that_comes_after_its_consumer_has_gone_ends_at_once() {
 
 fn gone(world: &mut World, consumer: u32) {
     world.step(Event::Gone { consumer: ConsumerId::host_user(consumer) });
+}
+
+#[test]
+fn a_read_that_waits_for_a_mounts_kind_goes_with_its_consumer() {
+    let mut world = World::new();
+    world.vault.auto_kind = EngineKind::Database;
+    let web = account("web");
+    let theirs = [world.read("auto/creds/a", 1), world.read_as(&web, "auto/creds/b", 1)];
+    let other = world.read("auto/creds/a", 2);
+    gone(&mut world, 1);
+    for waiter in theirs {
+        assert_eq!(world.answers.get(&waiter), Some(&Answer::Refused(ReadError::Busy)));
+    }
+    world.advance(seconds(2));
+    world.local_of(other);
+    assert_eq!((world.count("mint"), world.vault.leases.len(), world.told.len()), (1, 1, 1));
 }
 
 #[test]

@@ -181,8 +181,10 @@ impl State {
         self.with_entry(entry, |state, entry| state.close_local(entry, key));
     }
 
-    /// Ends every interest of a consumer that is gone, also the one in what is being fetched.
+    /// Ends every interest of a consumer that is gone, also the one in what is being fetched or
+    /// waits for its mount's kind.
     pub(super) fn close_locals_of(&mut self, consumer: &ConsumerId) {
+        self.unpark_reads_of(consumer);
         let waits = |entry: &Entry| entry.waiters.iter().any(|waiter| waiter.consumer == *consumer);
         let awaited = self.entries.iter().filter(|(_, entry)| waits(entry));
         let awaited: Vec<EntryId> = awaited.map(|(id, _)| *id).collect();
