@@ -7,7 +7,8 @@ mod world;
 use std::time::Duration;
 
 use secrets_broker::broker::ReadError;
-use secrets_broker::broker::event::{Answer, Event, LocalOperation};
+use secrets_broker::broker::event::{Answer, Call, Event, LocalOperation};
+use secrets_broker::broker::settings::Settings;
 use secrets_broker::domain::{ConsumerId, EngineKind};
 use world::{World, account, seconds};
 
@@ -43,6 +44,53 @@ fn a_credential_that_comes_after_its_consumer_has_gone_ends_at_once() {
 
 fn gone(world: &mut World, consumer: u32) {
     world.step(Event::Gone { consumer: ConsumerId::host_user(consumer) });
+}
+
+fn asked_for(world: &World, path: &str) -> bool {
+    let asks =
+        |call: &Call| matches!(call, Call::Fetch { secret, .. } if secret.path.as_str() == path);
+    world.sent.iter().any(asks)
+}
+
+#[test]
+fn what_waits_in_line_is_not_made_for_one_that_has_gone_and_a_read_of_others_is() {
+    let mut settings = Settings::default();
+    settings.limits.upstream_in_flight = 2;
+    let mut world = World::with(settings, 1);
+    world.read("secret/data/warm", 2);
+    world.subscribe(CREDS, 1);
+    world.advance(seconds(1));
+    // The one slot for ordinary calls is taken: what follows waits in line.
+    world.read("secret/data/slow", 2);
+    let (read, subscribed) = ("database/creds/read", "database/creds/subscribed");
+    let waiter = world.read(read, 1);
+    let subscription = world.subscribe(subscribed, 1);
+    let alone = world.read("secret/data/alone", 1);
+    world.read("secret/data/both", 1);
+    let other = world.read("secret/data/both", 2);
+    gone(&mut world, 1);
+    world.unsubscribe(subscription);
+    world.advance(seconds(2));
+    for waiter in [waiter, alone] {
+        assert_eq!(world.answers[&waiter], Answer::Refused(ReadError::Busy));
+    }
+    for path in [read, subscribed, "secret/data/alone"] {
+        assert!(!asked_for(&world, path), "{path} was asked for");
+    }
+    assert!(matches!(world.answers[&other], Answer::Value { .. }));
+    let report = world.state.report(world.now, &|_| String::new());
+    assert_eq!(report.secrets.len(), 4, "{report:?}");
+}
+
+#[test]
+fn a_consumer_that_goes_before_the_login_is_answered_has_nothing_made() {
+    let mut world = World::new();
+    let waiter = world.read(CREDS, 1);
+    gone(&mut world, 1);
+    world.advance(seconds(2));
+    assert_eq!(world.answers[&waiter], Answer::Refused(ReadError::Busy));
+    assert_eq!((world.count("mint"), world.vault.tokens.len()), (0, 0));
+    assert_eq!(world.state.next_deadline(), None, "work is left behind");
 }
 
 #[test]
