@@ -110,6 +110,23 @@ fn a_read_that_waits_for_a_mounts_kind_goes_with_its_consumer() {
 }
 
 #[test]
+fn what_ends_with_a_consumer_ends_in_the_same_order_each_time() {
+    let ends = || {
+        let mut world = World::new();
+        for n in 0..20 {
+            world.read(&format!("database/creds/{n}"), 1);
+        }
+        world.advance(seconds(1));
+        world.vault.latency = seconds(1);
+        for n in 20..40 {
+            world.read(&format!("secret/data/{n}"), 1);
+        }
+        world.state.step(world.now, Event::Gone { consumer: ConsumerId::host_user(1) })
+    };
+    assert_eq!(ends(), ends());
+}
+
+#[test]
 fn asking_about_a_local_lease_that_was_renewed_does_not_shorten_it() {
     let mut world = World::new();
     world.vault.lease_max_ttl = 1000;

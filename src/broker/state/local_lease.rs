@@ -186,8 +186,8 @@ impl State {
     pub(super) fn close_locals_of(&mut self, consumer: &ConsumerId) {
         self.unpark_reads_of(consumer);
         let waits = |entry: &Entry| entry.waiters.iter().any(|waiter| waiter.consumer == *consumer);
-        let awaited = self.entries.iter().filter(|(_, entry)| waits(entry));
-        let awaited: Vec<EntryId> = awaited.map(|(id, _)| *id).collect();
+        let awaited = |id: &EntryId| self.entries.get(id).is_some_and(|entry| waits(entry));
+        let awaited: Vec<EntryId> = self.index.values().copied().filter(awaited).collect();
         for id in awaited {
             self.with_entry(id, |state, entry| {
                 let gone = entry.waiters.extract_if(.., |waiter| waiter.consumer == *consumer);
