@@ -92,6 +92,41 @@ fn calls_that_wait_are_counted_for_the_cap_they_wait_for() {
     assert_eq!(hits(&world), (true, false));
 }
 
+#[test]
+fn a_call_that_waits_is_counted_once_however_often_it_is_tried() {
+    let mut settings = Settings::default();
+    settings.limits.upstream_in_flight = 2;
+    settings.limits.upstream_per_second = 10;
+    let mut world = World::with(settings, 1);
+    world.read("secret/data/warm", 1);
+    world.advance(seconds(2));
+    let hits = |world: &World, name| {
+        let limits = world.state.report(world.now, &|_| String::new()).limits;
+        limits.iter().find(|limit| limit.name == name).unwrap().hits
+    };
+    for path in ["secret/data/a", "secret/data/b", "secret/data/c"] {
+        world.read(path, 1);
+    }
+    for _ in 0..100 {
+        let hit = world.read("secret/data/warm", 1);
+        assert!(matches!(world.answers[&hit], Answer::Value { .. }));
+    }
+    assert_eq!(hits(&world, "upstream_in_flight"), 1);
+    world.advance(seconds(2));
+    assert_eq!(hits(&world, "upstream_in_flight"), 2, "both that waited, once each");
+    assert_eq!(hits(&world, "upstream_per_second"), 0);
+    world.vault.latency = Duration::ZERO;
+    for n in 0..30 {
+        world.read(&format!("secret/data/rate/{n}"), 1);
+        world.advance(Duration::from_nanos(1));
+    }
+    let waited = hits(&world, "upstream_per_second");
+    for _ in 0..100 {
+        world.read("secret/data/warm", 1);
+    }
+    assert_eq!((waited, hits(&world, "upstream_per_second")), (1, 1));
+}
+
 /// What a pod may have under way at once: its connections.
 const FLOOD: usize = 128;
 

@@ -30,7 +30,7 @@ mod token;
 mod turns;
 
 use cache::Entry;
-use jobs::Job;
+use jobs::{Job, WaitingJobs};
 use local_lease::Local;
 use mounts::{MountKey, ProbeKey, Probes};
 use session::{Session, SessionKey};
@@ -64,6 +64,7 @@ pub struct State {
     budget: Budget,
     urgent: VecDeque<Job>,
     ordinary: Turns<Job>,
+    waiting: WaitingJobs,
     counters: Counters,
     limit_hits: LimitHits,
 }
@@ -160,6 +161,7 @@ impl State {
             budget,
             urgent: VecDeque::new(),
             ordinary: Turns::new(),
+            waiting: WaitingJobs::default(),
             counters: Counters::default(),
             limit_hits: LimitHits::default(),
         }
