@@ -1,5 +1,4 @@
-//! What one consumer may cost the others in the broker's pure core, and what is left of one that
-//! has gone.
+//! What one consumer may cost the others in the broker's pure core, and what a leaving one gets.
 
 #[path = "support/world.rs"]
 mod world;
@@ -18,33 +17,6 @@ use world::{World, account, seconds};
 
 const CREDS: &str = "database/creds/shop";
 const KV: &str = "secret/data/shop/web";
-
-#[test]
-fn a_consumer_that_is_gone_ends_all_it_read_and_nothing_of_others() {
-    let mut world = World::new();
-    let first = world.read(CREDS, 1);
-    let second = world.read(CREDS, 2);
-    world.advance(seconds(1));
-    assert_eq!(world.vault.leases.len(), 2);
-    let consumer = ConsumerId::host_user(1);
-    let (ended, kept) = (world.local_of(first), world.local_of(second));
-    world.step(Event::Gone { consumer });
-    world.advance(seconds(1));
-    assert_eq!(world.vault.leases.len(), 1);
-    assert!(matches!(world.local(1, ended, LocalOperation::Lookup), Answer::Local(Err(_))));
-    assert!(matches!(world.local(2, kept, LocalOperation::Lookup), Answer::Local(Ok(_))));
-}
-
-#[test]
-fn a_credential_that_comes_after_its_consumer_has_gone_ends_at_once() {
-    let mut world = World::new();
-    let waiter = world.read(CREDS, 1);
-    assert!(!world.answers.contains_key(&waiter), "answered before the source was");
-    let consumer = ConsumerId::host_user(1);
-    world.step(Event::Gone { consumer });
-    world.advance(seconds(2));
-    assert_eq!(world.vault.leases.len(), 0);
-}
 
 #[test]
 fn a_workloads_refresh_leaves_the_breaker_that_protects_the_others() {
@@ -118,6 +90,41 @@ fn calls_that_wait_are_counted_for_the_cap_they_wait_for() {
     }
     world.advance(seconds(2));
     assert_eq!(hits(&world), (true, false));
+}
+
+#[test]
+fn a_call_that_waits_is_counted_once_however_often_it_is_tried() {
+    let mut settings = Settings::default();
+    settings.limits.upstream_in_flight = 2;
+    settings.limits.upstream_per_second = 10;
+    let mut world = World::with(settings, 1);
+    world.read("secret/data/warm", 1);
+    world.advance(seconds(2));
+    let hits = |world: &World, name| {
+        let limits = world.state.report(world.now, &|_| String::new()).limits;
+        limits.iter().find(|limit| limit.name == name).unwrap().hits
+    };
+    for path in ["secret/data/a", "secret/data/b", "secret/data/c"] {
+        world.read(path, 1);
+    }
+    for _ in 0..100 {
+        let hit = world.read("secret/data/warm", 1);
+        assert!(matches!(world.answers[&hit], Answer::Value { .. }));
+    }
+    assert_eq!(hits(&world, "upstream_in_flight"), 1);
+    world.advance(seconds(2));
+    assert_eq!(hits(&world, "upstream_in_flight"), 2, "both that waited, once each");
+    assert_eq!(hits(&world, "upstream_per_second"), 0);
+    world.vault.latency = Duration::ZERO;
+    for n in 0..30 {
+        world.read(&format!("secret/data/rate/{n}"), 1);
+        world.advance(Duration::from_nanos(1));
+    }
+    let waited = hits(&world, "upstream_per_second");
+    for _ in 0..100 {
+        world.read("secret/data/warm", 1);
+    }
+    assert_eq!((waited, hits(&world, "upstream_per_second")), (1, 1));
 }
 
 /// What a pod may have under way at once: its connections.

@@ -7,8 +7,9 @@ mod world;
 use std::time::Duration;
 
 use secrets_broker::broker::Freshness;
-use secrets_broker::broker::event::{Answer, WaiterId};
+use secrets_broker::broker::event::{Answer, Call, WaiterId};
 use secrets_broker::broker::settings::Settings;
+use secrets_broker::clock::BootInstant;
 use secrets_broker::source::{ErrorClass, TokenKind};
 use world::{World, seconds};
 
@@ -117,4 +118,92 @@ fn a_refused_login_is_not_repeated_for_every_read_of_a_mount_of_unknown_kind() {
     let waiter = world.read("auto/data/web", 1);
     world.advance(seconds(1));
     assert_eq!(freshness(&world, waiter), Freshness::Miss);
+}
+
+/// A world whose source has been unreachable for a while when a credential's last interest goes.
+fn ended_in_an_outage() -> World {
+    let mut world = World::new();
+    (world.vault.lease_ttl, world.vault.lease_max_ttl) = (100_000, 100_000);
+    let creds = world.subscribe(CREDS, 1);
+    world.advance(seconds(1));
+    world.vault.sealed = true;
+    world.subscribe(KV, 2);
+    while next_attempt(&world).is_none_or(|at| at < world.now + seconds(1)) {
+        world.advance(Duration::from_millis(100));
+    }
+    world.unsubscribe(creds);
+    world
+}
+
+fn next_attempt(world: &World) -> Option<BootInstant> {
+    world.state.report(world.now, &|_| String::new()).sources[0].next_attempt
+}
+
+fn ends_sent(world: &World) -> usize {
+    world.sent.iter().filter(|call| matches!(call, Call::EndSession { .. })).count()
+}
+
+#[test]
+fn a_session_that_ends_in_an_outage_is_ended_after_it() {
+    let mut world = ended_in_an_outage();
+    assert_eq!(ends_sent(&world), 0, "it was sent although the source is known to be away");
+    world.advance(seconds(900));
+    assert_eq!(world.vault.leases.len(), 1);
+    let sent = ends_sent(&world);
+    assert!((1..=120).contains(&sent), "{sent} calls in 15 minutes");
+    // Whoever asks first finds it answering; the end follows within the spread of a recovery.
+    world.vault.sealed = false;
+    while next_attempt(&world).is_some() {
+        world.advance(Duration::from_millis(10));
+    }
+    world.advance(Duration::from_millis(2_100));
+    assert_eq!((world.count("end-session"), world.vault.leases.len()), (1, 0));
+}
+
+#[test]
+fn an_end_is_tried_until_its_token_has_expired_by_itself_and_then_counted() {
+    let mut world = World::new();
+    world.vault.token_ttl = 120;
+    let creds = world.subscribe(CREDS, 1);
+    world.advance(seconds(1));
+    world.vault.sealed = true;
+    world.unsubscribe(creds);
+    let failures =
+        |world: &World| world.state.report(world.now, &|_| String::new()).counters.failures;
+    world.advance(seconds(110));
+    assert_eq!(failures(&world), 0, "given up after {} calls", ends_sent(&world));
+    assert!(world.state.next_deadline().is_some());
+    world.advance(seconds(10));
+    assert_eq!((failures(&world), world.state.next_deadline()), (1, None));
+}
+
+#[test]
+fn an_end_that_was_refused_is_not_tried_again_and_counted() {
+    let mut world = World::new();
+    world.vault.ends_denied = true;
+    let creds = world.subscribe(CREDS, 1);
+    world.advance(seconds(1));
+    world.unsubscribe(creds);
+    world.advance(seconds(100));
+    let report = world.state.report(world.now, &|_| String::new());
+    assert_eq!((ends_sent(&world), report.counters.failures), (1, 1));
+}
+
+#[test]
+fn the_end_of_a_token_that_does_not_expire_is_tried_for_long_and_not_for_ever() {
+    for (outage, ended) in [(seconds(1200), true), (seconds(24 * 3600), false)] {
+        let mut world = World::new();
+        world.vault.token_ttl = 0;
+        let creds = world.subscribe(CREDS, 1);
+        world.advance(seconds(1));
+        world.vault.sealed = true;
+        world.unsubscribe(creds);
+        world.advance(outage);
+        world.vault.sealed = false;
+        world.advance(seconds(60));
+        assert_eq!(world.count("end-session") == 1, ended, "{} calls", ends_sent(&world));
+        let report = world.state.report(world.now, &|_| String::new());
+        assert_eq!(report.counters.failures, u64::from(!ended));
+        assert_eq!(world.state.next_deadline(), None, "it is tried for ever");
+    }
 }

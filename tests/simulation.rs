@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use secrets_broker::broker::event::{Answer, Event, LocalOperation};
 use secrets_broker::broker::settings::Settings;
-use secrets_broker::domain::LoginIdentity;
+use secrets_broker::domain::{ConsumerId, LoginIdentity};
 use secrets_broker::source::TokenKind;
 use world::{World, account, seconds};
 
@@ -109,6 +109,10 @@ fn run(seed: u64) -> Vec<(u64, &'static str)> {
             }
             7 => disturb(&mut world, &mut rng),
             8 => heal(&mut world),
+            9 => {
+                let consumer = ConsumerId::host_user(rng.u32(0..CONSUMERS));
+                world.step(Event::Gone { consumer });
+            }
             _ => {}
         }
         world.advance(Duration::from_millis(rng.u64(0..30_000)));

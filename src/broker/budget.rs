@@ -19,6 +19,15 @@ pub enum Urgency {
     Ordinary,
 }
 
+/// What a call must wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Another call's return.
+    Slot,
+    /// This moment.
+    Until(BootInstant),
+}
+
 /// Node-wide concurrency and rate.
 #[derive(Debug)]
 pub struct Budget {
@@ -28,9 +37,9 @@ pub struct Budget {
     interval: Duration,
     burst: Duration,
     spent_until: BootInstant,
-    /// How often a call had to wait for another to return.
+    /// Calls that had to wait for another to return.
     pub slot_waits: u64,
-    /// How often a call had to wait for its turn.
+    /// Calls that had to wait for the rate.
     pub rate_waits: u64,
 }
 
@@ -49,22 +58,28 @@ impl Budget {
         }
     }
 
-    /// Takes a slot and a token, or says from when to try again (`None`: when a call returns).
-    pub fn take(&mut self, now: BootInstant, urgency: Urgency) -> Result<(), Option<BootInstant>> {
+    /// Takes a slot and a token, or says what to wait for before trying again.
+    pub fn take(&mut self, now: BootInstant, urgency: Urgency) -> Result<(), Wait> {
         let kept = usize::from(urgency == Urgency::Ordinary);
         if self.in_flight + kept >= self.in_flight_max {
-            self.slot_waits += 1;
-            return Err(None);
+            return Err(Wait::Slot);
         }
         let spent = self.spent_until.max(now - self.burst) + self.interval;
         // A renewal must not wait behind a herd of ordinary reads: it may overdraw the bucket.
         if spent > now && urgency == Urgency::Ordinary {
-            self.rate_waits += 1;
-            return Err(Some(spent));
+            return Err(Wait::Until(spent));
         }
         self.spent_until = spent;
         self.in_flight += 1;
         Ok(())
+    }
+
+    /// Counts a call that has to wait; once, however often it is tried.
+    pub fn count(&mut self, wait: Wait) {
+        match wait {
+            Wait::Slot => self.slot_waits += 1,
+            Wait::Until(_) => self.rate_waits += 1,
+        }
     }
 
     /// Gives a slot back.
@@ -177,10 +192,9 @@ mod tests {
         let now = BootInstant::from_nanos(10_000_000_000);
         assert!(budget.take(now, Urgency::Ordinary).is_ok());
         assert!(budget.take(now, Urgency::Ordinary).is_ok());
-        assert_eq!(budget.take(now, Urgency::Ordinary), Err(None));
+        assert_eq!(budget.take(now, Urgency::Ordinary), Err(Wait::Slot));
         assert!(budget.take(now, Urgency::Renewal).is_ok());
-        assert_eq!(budget.take(now, Urgency::Renewal), Err(None));
-        assert_eq!((budget.slot_waits, budget.rate_waits), (2, 0));
+        assert_eq!(budget.take(now, Urgency::Renewal), Err(Wait::Slot));
         budget.give_back();
         assert!(budget.take(now, Urgency::Renewal).is_ok());
     }
@@ -193,9 +207,8 @@ mod tests {
             assert_eq!(budget.spent(now), spent);
             assert!(budget.take(now, Urgency::Ordinary).is_ok());
         }
-        let retry = budget.take(now, Urgency::Ordinary).unwrap_err().unwrap();
-        assert_eq!(retry, now + Duration::from_millis(100));
-        assert_eq!((budget.slot_waits, budget.rate_waits), (0, 1));
+        let retry = budget.take(now, Urgency::Ordinary);
+        assert_eq!(retry, Err(Wait::Until(now + Duration::from_millis(100))));
         assert!(budget.take(now, Urgency::Renewal).is_ok());
         assert!(budget.take(now + Duration::from_millis(200), Urgency::Ordinary).is_ok());
     }

@@ -20,10 +20,13 @@ pub struct Vault {
     pub revoke_permitted: bool,
     pub ambiguous: bool,
     pub login_denied: bool,
+    pub ends_denied: bool,
     /// Who may not log in, beside everybody while `login_denied`.
     pub shut_out: BTreeSet<LoginIdentity>,
     /// Who may not ask for the kind of a mount.
     pub probes_denied: BTreeSet<LoginIdentity>,
+    /// What the mount of unknown kind is.
+    pub auto_kind: EngineKind,
     pub lease_ttl: u64,
     pub lease_max_ttl: u64,
     pub lease_renewable: bool,
@@ -57,8 +60,10 @@ impl Default for Vault {
             revoke_permitted: false,
             ambiguous: false,
             login_denied: false,
+            ends_denied: false,
             shut_out: BTreeSet::new(),
             probes_denied: BTreeSet::new(),
+            auto_kind: EngineKind::Kv2,
             lease_ttl: 20,
             lease_max_ttl: 60,
             lease_renewable: true,
@@ -98,6 +103,9 @@ impl World {
         match call {
             Call::Login(login) => self.login(login, left_at),
             Call::RenewToken { token, .. } => self.renew_token(token, left_at),
+            Call::EndSession { .. } if self.vault.ends_denied => {
+                error(ErrorClass::Denied, "permission denied")
+            }
             Call::EndSession { token } => {
                 self.note("end-session");
                 self.vault.tokens.remove(&token);
@@ -111,7 +119,7 @@ impl World {
                 }
                 self.note("probe");
                 let path = "auto".parse().unwrap();
-                Ok(Done::Probed(Mount { path, kind: EngineKind::Kv2 }))
+                Ok(Done::Probed(Mount { path, kind: self.vault.auto_kind }))
             }
             Call::Fetch { token, kind, secret } => self.fetch(token, kind, &secret, left_at),
             Call::RenewLease { value, increment, .. } => self.renew(value, increment, left_at),
@@ -135,7 +143,9 @@ impl World {
         let token = TokenId(1_000_000 + self.id());
         let ttl = seconds(self.vault.token_ttl);
         let max = left_at + seconds(self.vault.token_max_ttl);
-        self.vault.tokens.insert(token, ((left_at + ttl).min(max), max));
+        // A TTL of zero does not expire.
+        let ends = if ttl.is_zero() { max } else { (left_at + ttl).min(max) };
+        self.vault.tokens.insert(token, (ends, max));
         self.vault.logins.insert(token, login);
         let renewable = self.vault.token_kind == TokenKind::Service;
         let terms = TokenGrant { ttl, renewable };

@@ -250,13 +250,17 @@ impl World {
         self.step(Event::Unsubscribe { subscription });
     }
 
-    /// Asks for an operation on a local lease; a renewal may be answered later.
+    /// Asks for an operation on a local lease; a renewal may be answered later. As the task does,
+    /// it first says until when the holder was told that it lives.
     pub fn ask_local(
         &mut self,
         consumer: u32,
         local: LocalKey,
         operation: LocalOperation,
     ) -> WaiterId {
+        if let Some(until) = self.told.get(&local).copied().filter(|until| *until > self.now) {
+            self.step(Event::Interest { local, until });
+        }
         let waiter = self.waiter();
         let consumer = ConsumerId::host_user(consumer);
         self.step(Event::Local { waiter, consumer, local, operation });

@@ -210,6 +210,7 @@ impl State {
     }
 
     pub(super) fn settle(&mut self, mut entry: Box<Entry>) {
+        self.withdraw_unwanted(&mut entry);
         if entry.activity == Activity::Idle {
             self.answer_renewing(&mut entry);
         }

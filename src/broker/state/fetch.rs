@@ -52,6 +52,21 @@ impl State {
         }
     }
 
+    /// A fetch that has not left yet is not made for nobody. What is cached for whoever comes may
+    /// be read again without a reader: an operator asks for that.
+    pub(super) fn withdraw_unwanted(&mut self, entry: &mut Entry) {
+        let wanted = entry.is_wanted() || !entry.waiters.is_empty();
+        if wanted || (entry.current.is_some() && entry.kind != PathKind::Minting) {
+            return;
+        }
+        if let Activity::InLine(place) = entry.activity {
+            self.ordinary.take(place);
+        }
+        if matches!(entry.activity, Activity::Queued | Activity::InLine(_)) {
+            entry.activity = Activity::Idle;
+        }
+    }
+
     pub(super) fn fetched(
         &mut self,
         entry: &mut Entry,

@@ -5,7 +5,7 @@ use super::cache::Activity;
 use super::mounts::ProbeKey;
 use super::turns::Place;
 use super::{FollowUp, Pending, State, Timer};
-use crate::broker::budget::Urgency;
+use crate::broker::budget::{Urgency, Wait};
 use crate::broker::event::{Call, Done, EffectId, EntryId, SessionId, TokenId, ValueId};
 use crate::clock::BootInstant;
 use crate::domain::{SecretRef, SourceName};
@@ -21,6 +21,14 @@ pub(super) enum Job {
     Fetch(EntryId),
     RenewLease(EntryId),
     Revoke(Revocation),
+}
+
+/// The work that has been made to wait for budget and counted for it, while it waits.
+#[derive(Debug, Default)]
+pub(super) struct WaitingJobs {
+    /// The first of the urgent work, which is done in its order.
+    urgent: bool,
+    ordinary: Option<Place>,
 }
 
 /// A lease to end.
@@ -42,15 +50,16 @@ impl State {
             let Some(job) = urgent.or_else(|| self.ordinary.front()) else { return };
             let call = self.call_for(job);
             if call.is_some()
-                && let Err(at) = self.budget.take(self.now, urgency)
+                && let Err(wait) = self.budget.take(self.now, urgency)
             {
-                if let Some(at) = at {
-                    self.deadlines.insert((at, Timer::Pump));
-                }
+                self.made_to_wait(urgency, wait);
                 return;
             }
             let job = match urgency {
-                Urgency::Renewal => self.urgent.pop_front(),
+                Urgency::Renewal => {
+                    self.waiting.urgent = false;
+                    self.urgent.pop_front()
+                }
                 Urgency::Ordinary => self.ordinary.pop(),
             };
             let Some(job) = job else { return };
@@ -58,6 +67,23 @@ impl State {
                 Some((source, pending, call)) => self.start(&job, &source, pending, call),
                 None => self.unstartable(&job),
             }
+        }
+    }
+
+    /// The work whose turn it is must wait: it is one hit, however often it is tried.
+    fn made_to_wait(&mut self, urgency: Urgency, wait: Wait) {
+        let known = match urgency {
+            Urgency::Renewal => std::mem::replace(&mut self.waiting.urgent, true),
+            Urgency::Ordinary => {
+                let place = self.ordinary.front_place();
+                std::mem::replace(&mut self.waiting.ordinary, place) == place
+            }
+        };
+        if !known {
+            self.budget.count(wait);
+        }
+        if let Wait::Until(at) = wait {
+            self.deadlines.insert((at, Timer::Pump));
         }
     }
 
@@ -146,6 +172,7 @@ impl State {
     }
 
     /// While a source's breaker is open, ordinary work for it fails at once with the reason.
+    /// Nobody waits for the end of a session: it is put off.
     pub(super) fn fail_fast(&mut self) {
         let now = self.now;
         if self.ordinary.is_empty() || self.sources.values().all(|s| s.is_open(now).is_none()) {
@@ -161,9 +188,13 @@ impl State {
                 self.unstartable(&job);
                 continue;
             };
+            let until = self.sources.get(&source).and_then(|health| health.is_open(now));
+            if let Pending::EndSession(token) = pending {
+                self.postpone_ending(token, until.unwrap_or(now));
+                continue;
+            }
             let message = self.known_failure(&job, &source);
             let mut error = SourceError::new(ErrorClass::Unreachable, message);
-            let until = self.sources.get(&source).and_then(|health| health.is_open(now));
             error.retry_after = until.map(|until| now.until(until));
             self.dispatch(pending, now, Err(error));
         }

@@ -172,21 +172,22 @@ impl State {
     }
 
     pub(super) fn review_interest(&mut self, key: LocalKey, until: BootInstant) {
-        let Some(local) = self.locals.get_mut(&key) else { return };
-        if until > self.now {
-            local.until = until;
-            self.deadlines.insert((until, Timer::Local(key)));
+        // A renewal of its own may have moved its end further than any hit.
+        self.prolong(key, until);
+        let Some(local) = self.locals.get(&key).filter(|local| local.until <= self.now) else {
             return;
-        }
+        };
         let entry = local.entry;
         self.with_entry(entry, |state, entry| state.close_local(entry, key));
     }
 
-    /// Ends every interest of a consumer that is gone, also the one in what is being fetched.
+    /// Ends every interest of a consumer that is gone, also the one in what is being fetched or
+    /// waits for its mount's kind.
     pub(super) fn close_locals_of(&mut self, consumer: &ConsumerId) {
+        self.unpark_reads_of(consumer);
         let waits = |entry: &Entry| entry.waiters.iter().any(|waiter| waiter.consumer == *consumer);
-        let awaited = self.entries.iter().filter(|(_, entry)| waits(entry));
-        let awaited: Vec<EntryId> = awaited.map(|(id, _)| *id).collect();
+        let awaited = |id: &EntryId| self.entries.get(id).is_some_and(|entry| waits(entry));
+        let awaited: Vec<EntryId> = self.index.values().copied().filter(awaited).collect();
         for id in awaited {
             self.with_entry(id, |state, entry| {
                 let gone = entry.waiters.extract_if(.., |waiter| waiter.consumer == *consumer);

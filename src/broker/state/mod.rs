@@ -30,7 +30,7 @@ mod token;
 mod turns;
 
 use cache::Entry;
-use jobs::Job;
+use jobs::{Job, WaitingJobs};
 use local_lease::Local;
 use mounts::{MountKey, ProbeKey, Probes};
 use session::{Session, SessionKey};
@@ -58,12 +58,13 @@ pub struct State {
     endings: BTreeMap<TokenId, Ending>,
     mounts: BTreeMap<MountKey, EngineKind>,
     probes: BTreeMap<MountKey, Probes>,
-    locals: HashMap<LocalKey, Local>,
+    locals: BTreeMap<LocalKey, Local>,
     subscriptions: HashMap<SubscriptionId, SubscriptionPlace>,
     sources: BTreeMap<SourceName, Health>,
     budget: Budget,
     urgent: VecDeque<Job>,
     ordinary: Turns<Job>,
+    waiting: WaitingJobs,
     counters: Counters,
     limit_hits: LimitHits,
 }
@@ -154,12 +155,13 @@ impl State {
             endings: BTreeMap::new(),
             mounts: BTreeMap::new(),
             probes: BTreeMap::new(),
-            locals: HashMap::new(),
+            locals: BTreeMap::new(),
             subscriptions: HashMap::new(),
             sources: sources.iter().map(|name| (name.clone(), Health::new(now))).collect(),
             budget,
             urgent: VecDeque::new(),
             ordinary: Turns::new(),
+            waiting: WaitingJobs::default(),
             counters: Counters::default(),
             limit_hits: LimitHits::default(),
         }

@@ -8,7 +8,7 @@ use super::turns::Party;
 use super::{FollowUp, State};
 use crate::broker::ReadError;
 use crate::broker::event::{Answer, Call, SubscriptionId, TokenId, WaiterId, Want};
-use crate::domain::{LoginIdentity, Mount, PathKind, SecretPath, SourceName};
+use crate::domain::{ConsumerId, LoginIdentity, Mount, PathKind, SecretPath, SourceName};
 use crate::source::{ConfiguredMount, ErrorClass, SourceError};
 
 /// A mount of a source.
@@ -108,6 +108,23 @@ impl State {
             probe.parked.retain(
                 |parked| !matches!(parked, Parked::Subscribe(id, _) if *id == subscription),
             );
+        }
+    }
+
+    /// Reads of a consumer that is gone: taken from every question that they wait for.
+    pub(super) fn unpark_reads_of(&mut self, consumer: &ConsumerId) {
+        let mut gone = Vec::new();
+        for probe in self.probes.values_mut().flat_map(|probes| probes.by_login.values_mut()) {
+            probe.parked.retain(|parked| match parked {
+                Parked::Read(waiter, want) if want.consumer == *consumer => {
+                    gone.push(*waiter);
+                    false
+                }
+                _ => true,
+            });
+        }
+        for waiter in gone {
+            self.answer(waiter, Answer::Refused(ReadError::Busy));
         }
     }
 

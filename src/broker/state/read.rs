@@ -216,13 +216,18 @@ impl State {
     /// What waits for its next attempt gets it within two seconds, spread out.
     pub(super) fn recovered(&mut self, source: &SourceName) {
         self.sessions_recovered(source);
+        self.endings_recovered(source);
         for id in self.entries_from(source) {
             self.with_entry(id, |state, entry| {
-                let soon = state.now + Duration::from_millis(state.rng.u64(0..=RECOVERY_SPREAD_MS));
+                let soon = state.now + state.recovery_pause();
                 let backs_off = entry.problem.is_some() && entry.is_wanted();
                 entry.retry_at = entry.retry_at.map(|at| if backs_off { at.min(soon) } else { at });
             });
         }
+    }
+
+    pub(super) fn recovery_pause(&mut self) -> Duration {
+        Duration::from_millis(self.rng.u64(0..=RECOVERY_SPREAD_MS))
     }
 
     fn entries_from(&self, source: &SourceName) -> Vec<EntryId> {

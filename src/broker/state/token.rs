@@ -14,8 +14,9 @@ use crate::source::{ErrorClass, SourceError, TokenGrant, TokenKind};
 
 /// A token grant shorter than the first by more than this proves its maximum TTL.
 const TRUNCATION_TOLERANCE: Duration = Duration::from_secs(1);
-/// A session's end is tried this often before it is left to lapse.
-const END_ATTEMPTS_MAX: u32 = 5;
+/// The end of a token that does not expire gets this many unanswered calls: half an hour at the
+/// longest pause. Any other is tried until it has expired.
+const END_ATTEMPTS_MAX: u32 = 120;
 
 /// One token of a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +37,11 @@ pub(super) struct Generation {
 pub(super) struct Ending {
     pub source: SourceName,
     pub party: Party,
+    /// Calls that were not answered.
     pub attempts: u32,
     pub expires_at: Option<BootInstant>,
+    /// When it is tried again.
+    armed: Option<BootInstant>,
 }
 
 impl Generation {
@@ -165,30 +169,75 @@ impl State {
         let Some(session) = self.sessions.get(&id) else { return };
         let (source, party) = (session.key.source.clone(), session.key.party());
         let expires_at = generation.expires_at;
-        let ending = Ending { source, party: party.clone(), attempts: 0, expires_at };
+        let ending = Ending { source, party: party.clone(), attempts: 0, expires_at, armed: None };
         self.endings.insert(generation.token, ending);
         self.ordinary.push(party, Job::EndSession(generation.token));
     }
 
     pub(super) fn session_ended(&mut self, token: TokenId, outcome: Result<(), SourceError>) {
         let Some(ending) = self.endings.get_mut(&token) else { return };
-        ending.attempts += 1;
-        let again = matches!(&outcome, Err(error) if error.class == ErrorClass::Unreachable)
-            && ending.attempts < END_ATTEMPTS_MAX
-            && ending.expires_at.is_none_or(|at| at > self.now);
-        if again {
-            let at = self.now + backoff_delay(ending.attempts, &mut self.rng);
-            self.deadlines.insert((at, Timer::Ending(token)));
-        } else {
-            self.endings.remove(&token);
-            self.effects.push(Effect::DropToken(token));
+        match outcome.map_err(|error| error.class) {
+            Err(ErrorClass::Unreachable) => {
+                ending.attempts = ending.attempts.saturating_add(1);
+                if ending.expires_at.is_none() && ending.attempts >= END_ATTEMPTS_MAX {
+                    self.abandon_ending(token);
+                } else {
+                    let at = self.now + backoff_delay(ending.attempts, &mut self.rng);
+                    self.arm_ending(token, at);
+                }
+            }
+            // A token that is dead already is what was wanted.
+            Ok(()) | Err(ErrorClass::TokenEnded) => self.forget_ending(token),
+            Err(_) => self.abandon_ending(token),
+        }
+    }
+
+    /// The source's breaker is open: no call was made, so none is counted.
+    pub(super) fn postpone_ending(&mut self, token: TokenId, until: BootInstant) {
+        let at = until + self.recovery_pause();
+        self.arm_ending(token, at);
+    }
+
+    /// The source answers again: what backs off because of it need not wait that long.
+    pub(super) fn endings_recovered(&mut self, source: &SourceName) {
+        let of_source = self.endings.iter().filter(|(_, ending)| ending.source == *source);
+        let waiting = of_source.filter_map(|(token, ending)| Some((*token, ending.armed?)));
+        for (token, at) in waiting.collect::<Vec<_>>() {
+            let soon = self.now + self.recovery_pause();
+            self.arm_ending(token, at.min(soon));
+        }
+    }
+
+    /// Tried again at `at`, or given up when the token expires before that.
+    fn arm_ending(&mut self, token: TokenId, at: BootInstant) {
+        let Some(ending) = self.endings.get(&token) else { return };
+        let mut armed = ending.armed;
+        let at = ending.expires_at.map_or(at, |end| end.min(at));
+        self.rearm(&mut armed, Some(at), Timer::Ending(token));
+        if let Some(ending) = self.endings.get_mut(&token) {
+            ending.armed = armed;
         }
     }
 
     pub(super) fn ending_due(&mut self, token: TokenId) {
-        if let Some(ending) = self.endings.get(&token) {
+        let Some(ending) = self.endings.get_mut(&token) else { return };
+        ending.armed = None;
+        if ending.expires_at.is_some_and(|at| at <= self.now) {
+            self.abandon_ending(token);
+        } else {
             self.ordinary.push(ending.party.clone(), Job::EndSession(token));
         }
+    }
+
+    /// Left to lapse, with what was made under it.
+    fn abandon_ending(&mut self, token: TokenId) {
+        self.counters.failures += 1;
+        self.forget_ending(token);
+    }
+
+    fn forget_ending(&mut self, token: TokenId) {
+        self.endings.remove(&token);
+        self.effects.push(Effect::DropToken(token));
     }
 
     pub(super) fn tokens_in_use(&self, id: SessionId) -> BTreeSet<TokenId> {

@@ -85,6 +85,11 @@ impl<T> Turns<T> {
         self.line.first_key_value().map(|(_, (_, work))| work)
     }
 
+    /// Its place.
+    pub(super) fn front_place(&self) -> Option<Place> {
+        self.line.first_key_value().map(|(place, _)| *place)
+    }
+
     /// Takes the work whose turn it is.
     pub(super) fn pop(&mut self) -> Option<T> {
         let place = *self.line.first_key_value()?.0;
