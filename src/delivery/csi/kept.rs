@@ -1,7 +1,7 @@
 //! What runs for a published volume: its open tmpfs, and the task that keeps its files current or
 //! answers on its socket.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -16,14 +16,14 @@ use crate::mounter::{Prepared, Target, VolumeKey};
 
 use super::attributes::Deliver;
 use super::error::CsiError;
+use super::known::Known;
 use super::pod_socket;
-use super::volume::Known;
 use super::volumes::Shared;
 
 /// A volume that is being kept, or was until its task ended.
 pub(super) struct Kept {
     /// Keeps the tmpfs within reach for the wipe at its end.
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     stop: CancellationToken,
     task: JoinSet<anyhow::Result<()>>,
 }
@@ -59,7 +59,7 @@ impl Kept {
                 task.spawn(pod_socket::keep(shared.server.clone(), socket, door, stop.clone()));
             }
         }
-        Ok(Self { root, stop, task })
+        Ok(Self { root: Arc::new(root), stop, task })
     }
 
     /// Whether its task has not ended.
@@ -87,8 +87,8 @@ impl Kept {
     }
 
     /// The root of the tmpfs.
-    pub(super) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+    pub(super) fn root(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.root)
     }
 }
 

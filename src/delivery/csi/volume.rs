@@ -11,10 +11,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::Broker;
 use crate::delivery::files::mount;
-use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
-use crate::identity::Identity;
+use crate::domain::{ConsumerId, ServiceAccount};
 use crate::identity::token::PodClaims;
 use crate::mounter::{Target, VolumeKey};
 use crate::telemetry::Chain;
@@ -23,12 +21,14 @@ use super::attributes::{Attributes, Deliver};
 use super::error::CsiError;
 use super::first_fill::first_fill;
 use super::kept::Kept;
+use super::known::Known;
 use super::records::VolumeRecord;
 use super::request::Publish;
 use super::roles::check_role;
-use super::volumes::{Reservation, Shared};
+use super::volumes::Shared;
 
-/// The first pause before a volume that is not kept is taken up again; each is twice the last.
+/// The first pause before a volume that is not kept is taken up again, or one that nobody wants is
+/// taken away again; each is twice the last.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest one.
 const RETRY_MOST: Duration = Duration::from_secs(30);
@@ -53,59 +53,9 @@ pub(super) struct Volume {
     key: VolumeKey,
     /// A pod may be using it: a publish was answered, or a predecessor left it.
     in_use: bool,
+    /// Of a volume that is not in use: what could not be taken away yet.
     known: Option<Known>,
     retry_in: Duration,
-}
-
-/// A volume that is published or being published.
-pub(super) struct Known {
-    pub(super) record: VolumeRecord,
-    pub(super) attributes: Attributes,
-    pub(super) name: VolumeName,
-    /// Its record is on disk.
-    recorded: bool,
-    reservation: Option<Reservation>,
-    /// None while its tmpfs could not be opened yet.
-    kept: Option<Kept>,
-    /// The broker was told that nobody reads here any more.
-    is_released: bool,
-}
-
-impl Known {
-    fn new(key: &VolumeKey, record: VolumeRecord, attributes: Attributes) -> Self {
-        let name = VolumeName::of_pod(&record.pod, &key.volume);
-        let (recorded, is_released) = (false, false);
-        Self { record, attributes, name, recorded, reservation: None, kept: None, is_released }
-    }
-
-    fn is_kept(&self) -> bool {
-        self.kept.as_ref().is_some_and(Kept::is_running)
-    }
-
-    /// It holds a socket, which closes when its pod is gone. Files wait for the kubelet.
-    fn is_open_door(&self) -> bool {
-        matches!(self.attributes.deliver, Deliver::Socket) && !self.is_released
-    }
-
-    /// Ends whatever serves the pod, and with it the interest in the secrets: once, however often
-    /// it is asked for.
-    async fn release(&mut self, broker: &Broker) {
-        if let Some(kept) = &mut self.kept {
-            kept.stop().await;
-        }
-        if std::mem::replace(&mut self.is_released, true) {
-            return;
-        }
-        let member = ConsumerId::volume(&self.name);
-        broker.login_tokens().withdraw(&self.record.pod.account, &member);
-        broker.consumer_gone(member).await;
-    }
-
-    /// Who the pod is to policy and to the broker.
-    pub(super) fn identity(&self) -> Identity {
-        let (pod, role) = (Arc::new(self.record.pod.clone()), self.attributes.role.clone());
-        Identity::published_pod(pod, &self.name, role)
-    }
 }
 
 impl Volume {
@@ -132,29 +82,30 @@ impl Volume {
         outcome
     }
 
-    /// Serves commands until the volume is gone, or the agent stops: then everything stays.
+    /// Serves commands until the volume is gone, or the agent stops: then everything stays. Says
+    /// whether it is gone.
     pub(super) async fn run(
         mut self,
-        mut commands: mpsc::Receiver<Command>,
+        commands: &mut mpsc::Receiver<Command>,
         work: CancellationToken,
-    ) {
+    ) -> bool {
         let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
-        loop {
+        let gone = loop {
             let known = self.known.as_ref();
             let is_kept = |known: &Known| known.is_kept() || known.is_released;
-            let unkept = self.in_use && known.is_some_and(|known| !is_kept(known));
+            let to_do = known.is_some_and(|known| !self.in_use || !is_kept(known));
             let is_open_door = known.is_some_and(Known::is_open_door);
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
-                () = work.cancelled() => break,
+                () = work.cancelled() => break false,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                 }
                 () = pods.gone(&pod), if is_open_door => self.close().await,
-                () = tokio::time::sleep(self.retry_in), if unkept => self.keep_again().await,
+                () = tokio::time::sleep(self.retry_in), if to_do => self.try_again().await,
                 command = commands.recv() => match command {
-                    None => break,
+                    None => break false,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
                         let outcome = self.publish(*publish, &claims, patience).await;
                         if outcome.is_ok() {
@@ -171,16 +122,17 @@ impl Volume {
                         }
                         let _ = reply.send(outcome);
                         if gone {
-                            break;
+                            break true;
                         }
                     }
                 },
             }
-        }
+        };
         if let Some(mut kept) = self.known.take().and_then(|known| known.kept) {
             // The files' task finishes the swap it is in.
             kept.stop().await;
         }
+        gone
     }
 
     /// Its pod is gone, whether or not the kubelet knows already.
@@ -190,9 +142,17 @@ impl Volume {
         known.release(&self.shared.files.broker).await;
     }
 
-    async fn keep_again(&mut self) {
+    /// Keeps what a pod uses, takes away what none does.
+    async fn try_again(&mut self) {
         self.retry_in = (self.retry_in * 2).min(RETRY_MOST);
         let Some(mut known) = self.known.take() else { return };
+        if !self.in_use {
+            let target = Target::of(&self.shared.config.kubelet_root, &self.key);
+            if self.take_back(known, &target).await.is_ok() {
+                tracing::info!(volume = %self.key, "a volume that was left behind is taken away");
+            }
+            return;
+        }
         match self.keep(&mut known).await {
             Ok(()) => tracing::info!(volume = %self.key, "a volume is kept again"),
             Err(error) => {
@@ -208,6 +168,10 @@ impl Volume {
         claims: &PodClaims,
         patience: Duration,
     ) -> Result<(), CsiError> {
+        // The kubelet takes a refusal as final: nothing may be left when it hears one.
+        if let Some(left) = self.known.take_if(|_| !self.in_use) {
+            self.take_back(left, &publish.target).await.map_err(CsiError::left)?;
+        }
         let known = self.known.as_ref().map(|known| &known.record);
         publish.pod.account_uid_before = known.map(|record| record.pod.account.uid.clone());
         claims.matches(&publish.pod)?;
@@ -229,14 +193,13 @@ impl Volume {
             (self.shared.files.broker.login_tokens(), &known.record.pod.account);
         tokens.deliver(account, ConsumerId::volume(&known.name), token, claims.expires_at());
         let outcome = self.complete(&mut known, patience, &target).await;
-        if outcome.is_err() && !self.in_use {
-            if let Err(left) = self.take_away(&mut known).await {
-                tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
+        match outcome {
+            Ok(()) => (self.in_use, self.retry_in) = (true, RETRY_FIRST),
+            Err(failed) if !self.in_use => {
+                let taken = self.take_back(known, &target).await;
+                return Err(if taken.is_ok() { failed } else { failed.left() });
             }
-            return outcome;
-        }
-        if outcome.is_ok() {
-            (self.in_use, self.retry_in) = (true, RETRY_FIRST);
+            Err(_) => {}
         }
         self.known = Some(known);
         outcome
@@ -293,28 +256,38 @@ impl Volume {
         self.shared.mounter.unbind(target).await?;
         self.in_use = false;
         match self.known.take() {
-            Some(mut known) => {
-                let taken = self.take_away(&mut known).await;
-                if taken.is_err() {
-                    // The kubelet asks again, and this goes on where it was.
-                    self.known = Some(known);
-                }
-                taken
-            }
+            Some(known) => self.take_away(known).await,
             // Nothing of it is in this process.
-            None => {
-                self.shared.mounter.discard(&self.key).await?;
-                self.remove_record().await
-            }
+            None => self.remove(None).await,
         }
     }
 
-    /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. May be repeated.
-    async fn take_away(&self, known: &mut Known) -> Result<(), CsiError> {
+    /// Takes away what no pod has seen. The mounter may have bound it though its answer was lost.
+    async fn take_back(&mut self, known: Known, target: &Target) -> Result<(), CsiError> {
+        // If it is bound and stays so, the mounter does not discard it.
+        if let Err(error) = self.shared.mounter.unbind(target).await {
+            tracing::warn!(volume = %self.key, error = %Chain(&error), "cannot unbind a volume");
+        }
+        self.take_away(known).await
+    }
+
+    /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. What does not
+    /// succeed is known on, with its memory, and tried again.
+    async fn take_away(&mut self, mut known: Known) -> Result<(), CsiError> {
         known.release(&self.shared.files.broker).await;
         self.shared.files.board.remove(&known.name);
-        if let Some(kept) = &known.kept {
-            let root = kept.root().try_clone_to_owned().map_err(CsiError::Record)?;
+        let taken = self.remove(known.kept.as_ref()).await;
+        if let Err(error) = &taken {
+            let error = Chain(error);
+            tracing::warn!(volume = %self.key, %error, "a volume is left behind for now");
+            self.known = Some(known);
+        }
+        taken
+    }
+
+    async fn remove(&self, kept: Option<&Kept>) -> Result<(), CsiError> {
+        if let Some(kept) = kept {
+            let root = kept.root();
             let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
             if let Ok(Err(error)) = wiped {
                 tracing::warn!(volume = %self.key, %error, "not all files are overwritten");

@@ -3,7 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
-use super::super::testing::{Rig, claims, pod, publish, record, target};
+use tonic::{Code, Status};
+
+use super::super::testing::{Fault, Rig, claims, pod, publish, record, target};
 use super::super::volumes::Volumes;
 use super::*;
 
@@ -106,6 +108,91 @@ async fn a_new_volume_whose_publish_fails_is_taken_back() {
         assert!(is_gone(&rig), "{failing}");
         call(&mut volume).await.unwrap();
         assert!(answered(&rig).is_some(), "{failing}");
+    }
+}
+
+/// Whether no memory is counted.
+fn nothing_is_reserved(rig: &Rig) -> bool {
+    let Shared { budget, config, .. } = &*rig.shared;
+    let size = config.volume_size;
+    let all: Vec<_> = std::iter::from_fn(|| budget.reserve(size).ok()).collect();
+    all.len() as u64 == config.volume_bytes_total / size.bytes()
+}
+
+#[tokio::test]
+async fn a_new_volume_whose_binding_nobody_heard_of_is_unbound_and_taken_back() {
+    let rig = Rig::new();
+    let mut volume = volume(&rig);
+    rig.mounter.fault("bind", Fault::Lost);
+    let lost = call(&mut volume).await.unwrap_err();
+    assert!(matches!(lost, CsiError::Mounter(_)), "{lost:?}");
+    assert_eq!(Status::from(lost).code(), Code::Unavailable);
+    assert!(is_gone(&rig) && rig.mounter.bound.lock().unwrap().is_empty());
+    assert!(nothing_is_reserved(&rig));
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_known_and_counted_until_it_can() {
+    let rig = Rig::new();
+    let mut volume = volume(&rig);
+    let leave = async |volume: &mut Volume| {
+        rig.mounter.fail("bind");
+        rig.mounter.fail("discard");
+        let left = call(volume).await.unwrap_err();
+        assert!(matches!(left, CsiError::Left(_)), "{left:?}");
+        // Else the kubelet would forget it.
+        assert_eq!(Status::from(left).code(), Code::Unavailable);
+        assert!(!is_gone(&rig) && !nothing_is_reserved(&rig));
+    };
+    leave(&mut volume).await;
+    // The next call fails by itself, and that is final: then nothing is left.
+    let mut forbidden = publish();
+    forbidden.attributes.role = Some("admin".parse().unwrap());
+    let refused = volume.publish(forbidden, &claims(pod()), PATIENCE).await;
+    assert!(matches!(refused, Err(CsiError::Invalid(_))), "{refused:?}");
+    assert!(is_gone(&rig) && nothing_is_reserved(&rig));
+
+    leave(&mut volume).await;
+    rig.mounter.fail("discard");
+    let left = call(&mut volume).await;
+    assert!(matches!(left, Err(CsiError::Left(_))), "{left:?}");
+    call(&mut volume).await.unwrap();
+    assert!(answered(&rig).is_some());
+    volume.unpublish(&target()).await.unwrap();
+
+    leave(&mut volume).await;
+    volume.unpublish(&target()).await.unwrap();
+    assert!(is_gone(&rig) && nothing_is_reserved(&rig));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_left_behind_goes_without_a_call() {
+    let rig = Rig::new();
+    let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+    rig.mounter.fault("bind", Fault::Lost);
+    rig.mounter.fail("discard");
+    volumes.publish(publish(), claims(pod()), PATIENCE).await.unwrap_err();
+    assert!(!is_gone(&rig));
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while !is_gone(&rig) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("it is taken away");
+    assert!(rig.mounter.bound.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn after_a_restart_a_volume_that_was_never_bound_is_taken_away() {
+    for with_record in [true, false] {
+        let (rig, volumes) = restarted(with_record);
+        rig.mounter.bound.lock().unwrap().clear();
+        volumes.adopt().await.unwrap();
+        assert!(is_gone(&rig), "with a record: {with_record}");
+        assert!(nothing_is_reserved(&rig));
+        volumes.publish(publish(), claims(pod()), PATIENCE).await.unwrap();
+        assert!(answered(&rig).is_some());
     }
 }
 

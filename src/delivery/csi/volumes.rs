@@ -80,7 +80,7 @@ impl Volumes {
         for mounted in self.shared.mounter.list().await? {
             let key = mounted.key;
             match records.remove(&key) {
-                Some(record) => {
+                Some(record) if mounted.bound => {
                     let mut volume = Volume::left(Arc::clone(&self.shared), key.clone());
                     if let Err(error) = volume.adopt(record).await {
                         let error = Chain(&error);
@@ -93,7 +93,8 @@ impl Volumes {
                     tracing::warn!(volume = %key, "a bound volume has no record");
                     self.start(key.clone(), Volume::left(Arc::clone(&self.shared), key));
                 }
-                None => {
+                // No call about it was answered: the kubelet publishes it anew if it is wanted.
+                _ => {
                     tracing::info!(volume = %key, "taking away an unfinished volume");
                     self.take_away(&key).await;
                 }
@@ -141,11 +142,12 @@ impl Volumes {
     }
 
     fn start(&self, key: VolumeKey, volume: Volume) -> mpsc::Sender<Command> {
-        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (sender, mut commands) = mpsc::channel(COMMANDS_MAX);
         let mut running = self.lock();
         running.retain(|_, sender| !sender.is_closed());
         running.insert(key, sender.clone());
-        self.tasks.spawn(volume.run(commands, self.work.clone()));
+        let work = self.work.clone();
+        self.tasks.spawn(async move { volume.run(&mut commands, work).await });
         sender
     }
 
