@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -43,8 +43,11 @@ pub(super) struct Volumes {
     shared: Arc<Shared>,
     tasks: TaskTracker,
     work: CancellationToken,
-    running: Arc<Mutex<HashMap<VolumeKey, mpsc::Sender<Command>>>>,
+    running: Arc<Mutex<Running>>,
 }
+
+/// A task takes itself out when its volume is gone. One that is here and closed panicked.
+type Running = HashMap<VolumeKey, mpsc::Sender<Command>>;
 
 impl Volumes {
     /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
@@ -86,12 +89,13 @@ impl Volumes {
                         let error = Chain(&error);
                         tracing::error!(volume = %key, %error, "cannot take up a volume yet");
                     }
-                    self.start(key, volume);
+                    self.start(&mut self.lock(), key, volume);
                 }
                 // A pod may be using it: the kubelet's next call writes its record anew.
                 None if mounted.bound => {
                     tracing::warn!(volume = %key, "a bound volume has no record");
-                    self.start(key.clone(), Volume::left(Arc::clone(&self.shared), key));
+                    let volume = Volume::left(Arc::clone(&self.shared), key.clone());
+                    self.start(&mut self.lock(), key, volume);
                 }
                 // No call about it was answered: the kubelet publishes it anew if it is wanted.
                 _ => {
@@ -133,25 +137,38 @@ impl Volumes {
         answer.await.unwrap_or(Err(CsiError::Stopping))
     }
 
-    /// The volume's task; a new one if there is none or it is ending.
+    /// The volume's task; a new one if there is none.
     fn task_of(&self, key: &VolumeKey) -> mpsc::Sender<Command> {
-        let known = self.lock().get(key).filter(|sender| !sender.is_closed()).cloned();
-        known.unwrap_or_else(|| {
-            self.start(key.clone(), Volume::new(Arc::clone(&self.shared), key.clone()))
-        })
+        let mut running = self.lock();
+        let volume = match running.get(key) {
+            Some(sender) if !sender.is_closed() => return sender.clone(),
+            // What it knew is lost: a pod may be using the volume.
+            Some(_) => Volume::left(Arc::clone(&self.shared), key.clone()),
+            None => Volume::new(Arc::clone(&self.shared), key.clone()),
+        };
+        self.start(&mut running, key.clone(), volume)
     }
 
-    fn start(&self, key: VolumeKey, volume: Volume) -> mpsc::Sender<Command> {
+    fn start(
+        &self,
+        running: &mut Running,
+        key: VolumeKey,
+        volume: Volume,
+    ) -> mpsc::Sender<Command> {
         let (sender, mut commands) = mpsc::channel(COMMANDS_MAX);
-        let mut running = self.lock();
-        running.retain(|_, sender| !sender.is_closed());
-        running.insert(key, sender.clone());
-        let work = self.work.clone();
-        self.tasks.spawn(async move { volume.run(&mut commands, work).await });
+        running.insert(key.clone(), sender.clone());
+        let (work, running) = (self.work.clone(), Arc::downgrade(&self.running));
+        self.tasks.spawn(async move {
+            let gone = volume.run(&mut commands, work).await;
+            // Before the channel closes, else the next call would think that this panicked.
+            if let Some(running) = running.upgrade().filter(|_| gone) {
+                running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            }
+        });
         sender
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeKey, mpsc::Sender<Command>>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -207,7 +224,54 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
+    use super::super::testing::{Fault, Rig, claims, pod, publish, target};
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_and_a_failed_call_after_it_cost_a_pod_nothing() {
+        let rig = Rig::new();
+        let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+        let call = || volumes.publish(publish(), claims(pod()), Duration::from_secs(1));
+        call().await.unwrap();
+        rig.mounter.fault("bind", Fault::Panic);
+        let panicked = call().await;
+        assert!(matches!(panicked, Err(CsiError::Stopping)), "{panicked:?}");
+        rig.mounter.fail("bind");
+        let failed = call().await;
+        assert!(matches!(failed, Err(CsiError::Mounter(_))), "{failed:?}");
+        let key = target().key().clone();
+        assert!(rig.mounter.bound.lock().unwrap().contains(&key), "the pod runs");
+        assert!(rig.socket().exists() && rig.shared.records.all().unwrap().contains_key(&key));
+        call().await.unwrap();
+        volumes.unpublish(target()).await.unwrap();
+        assert!(!rig.mounter.root(&key).exists());
+        // Its successor is new, and is taken back.
+        rig.mounter.fail("bind");
+        call().await.unwrap_err();
+        assert!(!rig.mounter.root(&key).exists());
+    }
+
+    #[tokio::test]
+    async fn calls_at_the_same_time_have_one_task() {
+        let rig = Rig::new();
+        let runtime = tokio::runtime::Handle::current();
+        for _ in 0..1000 {
+            let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+            let barrier = Barrier::new(2);
+            let first = || {
+                let _entered = runtime.enter();
+                barrier.wait();
+                volumes.task_of(target().key())
+            };
+            let (one, other) = std::thread::scope(|scope| {
+                let other = scope.spawn(first);
+                (first(), other.join().unwrap())
+            });
+            assert!(one.same_channel(&other));
+        }
+    }
 
     #[test]
     fn the_budget_is_never_exceeded_and_comes_back() {
