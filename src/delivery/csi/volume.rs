@@ -35,17 +35,12 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// What is asked of a volume's task.
 pub(super) enum Command {
-    Publish {
-        publish: Box<Publish>,
-        claims: PodClaims,
-        patience: Duration,
-        reply: oneshot::Sender<Result<(), CsiError>>,
-    },
-    Unpublish {
-        target: Target,
-        reply: oneshot::Sender<Result<(), CsiError>>,
-    },
+    Publish { publish: Box<Publish>, claims: PodClaims, patience: Duration, reply: Reply },
+    Unpublish { target: Target, reply: Reply },
 }
+
+/// Where the caller waits.
+pub(super) type Reply = oneshot::Sender<Result<(), CsiError>>;
 
 /// Owns one volume.
 pub(super) struct Volume {
@@ -82,15 +77,15 @@ impl Volume {
         outcome
     }
 
-    /// Serves commands until the volume is gone, or the agent stops: then everything stays. Says
-    /// whether it is gone.
+    /// Serves commands until the volume is gone, or the agent stops: then everything stays. Who is
+    /// to hear that it is gone comes back.
     pub(super) async fn run(
         mut self,
         commands: &mut mpsc::Receiver<Command>,
         work: CancellationToken,
-    ) -> bool {
+    ) -> Option<Reply> {
         let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
-        let gone = loop {
+        let unpublished = loop {
             let known = self.known.as_ref();
             let is_kept = |known: &Known| known.is_kept() || known.is_released;
             let to_do = known.is_some_and(|known| !self.in_use || !is_kept(known));
@@ -98,14 +93,14 @@ impl Volume {
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
-                () = work.cancelled() => break false,
+                () = work.cancelled() => break None,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                 }
                 () = pods.gone(&pod), if is_open_door => self.close().await,
                 () = tokio::time::sleep(self.retry_in), if to_do => self.try_again().await,
                 command = commands.recv() => match command {
-                    None => break false,
+                    None => break None,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
                         let outcome = self.publish(*publish, &claims, patience).await;
                         if outcome.is_ok() {
@@ -116,14 +111,11 @@ impl Volume {
                     }
                     Some(Command::Unpublish { target, reply }) => {
                         let outcome = self.unpublish(&target).await;
-                        let gone = outcome.is_ok();
-                        if gone {
+                        if outcome.is_ok() {
                             pods.volume_unpublished(&pod, self.key.volume.as_str());
+                            break Some(reply);
                         }
                         let _ = reply.send(outcome);
-                        if gone {
-                            break true;
-                        }
                     }
                 },
             }
@@ -132,7 +124,7 @@ impl Volume {
             // The files' task finishes the swap it is in.
             kept.stop().await;
         }
-        gone
+        unpublished
     }
 
     /// Its pod is gone, whether or not the kubelet knows already.

@@ -20,7 +20,7 @@ use super::CsiConfig;
 use super::error::CsiError;
 use super::records::Records;
 use super::request::Publish;
-use super::volume::{Command, Volume};
+use super::volume::{Command, Reply, Volume};
 
 /// Commands that may wait for one volume's task: the kubelet has one call per volume under way, and
 /// repeats what it gave up.
@@ -129,9 +129,9 @@ impl Volumes {
     async fn ask(
         &self,
         key: &VolumeKey,
-        command: impl FnOnce(oneshot::Sender<Result<(), CsiError>>) -> Command,
+        command: impl FnOnce(Reply) -> Command,
     ) -> Result<(), CsiError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer): (Reply, _) = oneshot::channel();
         let sender = self.task_of(key);
         sender.send(command(reply)).await.map_err(|_| CsiError::Stopping)?;
         answer.await.unwrap_or(Err(CsiError::Stopping))
@@ -159,11 +159,13 @@ impl Volumes {
         running.insert(key.clone(), sender.clone());
         let (work, running) = (self.work.clone(), Arc::downgrade(&self.running));
         self.tasks.spawn(async move {
-            let gone = volume.run(&mut commands, work).await;
+            let Some(unpublished) = volume.run(&mut commands, work).await else { return };
             // Before the channel closes, else the next call would think that this panicked.
-            if let Some(running) = running.upgrade().filter(|_| gone) {
+            if let Some(running) = running.upgrade() {
                 running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             }
+            // A caller that is gone asks again.
+            let _ = unpublished.send(Ok(()));
         });
         sender
     }
