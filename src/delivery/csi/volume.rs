@@ -4,6 +4,7 @@
 //! What a pod may be using is never taken away by a failure, only by the kubelet's unpublish; what
 //! of it is not kept is tried again.
 
+use std::fmt::Display;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::files::mount;
-use crate::domain::{ConsumerId, ServiceAccount};
+use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::token::PodClaims;
 use crate::mounter::{Target, VolumeKey};
 use crate::telemetry::Chain;
@@ -20,7 +21,7 @@ use crate::telemetry::Chain;
 use super::attributes::{Attributes, Deliver};
 use super::error::CsiError;
 use super::first_fill::first_fill;
-use super::kept::Kept;
+use super::kept::{self, Kept};
 use super::known::Known;
 use super::records::VolumeRecord;
 use super::request::Publish;
@@ -32,6 +33,8 @@ use super::volumes::Shared;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest one.
 const RETRY_MOST: Duration = Duration::from_secs(30);
+
+const NOT_KEPT: &str = "the volume is not kept";
 
 /// What is asked of a volume's task.
 pub(super) enum Command {
@@ -50,12 +53,21 @@ pub(super) struct Volume {
     in_use: bool,
     /// Of a volume that is not in use: what could not be taken away yet.
     known: Option<Known>,
+    /// Its line in status, while its record is not understood.
+    not_understood: Option<VolumeName>,
     retry_in: Duration,
 }
 
 impl Volume {
     pub(super) fn new(shared: Arc<Shared>, key: VolumeKey) -> Self {
-        Self { shared, key, in_use: false, known: None, retry_in: RETRY_FIRST }
+        Self {
+            shared,
+            key,
+            in_use: false,
+            known: None,
+            not_understood: None,
+            retry_in: RETRY_FIRST,
+        }
     }
 
     /// A volume that a predecessor left. Without its record, the kubelet's next call says what
@@ -65,13 +77,20 @@ impl Volume {
     }
 
     /// Takes up a volume that a predecessor published; its pod delivers a token with the kubelet's
-    /// next call. What does not succeed now is tried again.
+    /// next call. What does not succeed now is tried again; a record that is not understood waits
+    /// for that call.
     pub(super) async fn adopt(&mut self, record: VolumeRecord) -> Result<(), CsiError> {
         let pairs = record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid)?;
+        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid);
+        self.shared.pods.volume_published(&self.key.pod, self.key.volume.as_str());
+        let attributes = attributes.inspect_err(|error| {
+            let name = VolumeName::of_pod(&record.pod, &self.key.volume);
+            let alarm = format!("{NOT_KEPT} before the kubelet's next call: its record: {error}");
+            kept::not_understood(&self.shared, &self.key, &name, alarm);
+            self.not_understood = Some(name);
+        })?;
         let mut known = Known::new(&self.key, record, attributes);
         known.recorded = true;
-        self.shared.pods.volume_published(&self.key.pod, self.key.volume.as_str());
         let outcome = self.keep(&mut known).await;
         self.known = Some(known);
         outcome
@@ -96,6 +115,9 @@ impl Volume {
                 () = work.cancelled() => break None,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
+                    if let Some(known) = &self.known {
+                        self.not_kept(known, &ended);
+                    }
                 }
                 () = pods.gone(&pod), if is_open_door => self.close().await,
                 () = tokio::time::sleep(self.retry_in), if to_do => self.try_again().await,
@@ -132,6 +154,13 @@ impl Volume {
         let Some(known) = &mut self.known else { return };
         tracing::info!(volume = %self.key, "its pod is gone: the socket is closed");
         known.release(&self.shared.files.broker).await;
+        let alarm = "its pod is gone: the socket is closed, and the kubelet still has the volume";
+        kept::not_kept(&self.shared, &self.key, known, alarm.to_owned());
+    }
+
+    fn not_kept(&self, known: &Known, why: &dyn Display) {
+        let alarm = format!("{NOT_KEPT}, which is tried again: {why}");
+        kept::not_kept(&self.shared, &self.key, known, alarm);
     }
 
     /// Keeps what a pod uses, takes away what none does.
@@ -178,6 +207,9 @@ impl Volume {
             return Err(CsiError::Different);
         }
         let Publish { attributes, target, token, .. } = publish;
+        if let Some(name) = self.not_understood.take() {
+            self.shared.files.board.remove(&name);
+        }
         let known = self.known.take();
         let mut known = known.unwrap_or_else(|| Known::new(&self.key, record, attributes));
         known.is_released = false;
@@ -240,7 +272,11 @@ impl Volume {
                 if self.in_use { budget.count(size) } else { budget.reserve(size)? };
             known.reservation = Some(reservation);
         }
-        known.kept = Some(Kept::begin(&self.shared, &self.key, known).await?);
+        let begun = Kept::begin(&self.shared, &self.key, known).await;
+        if let (Err(error), true) = (&begun, self.in_use) {
+            self.not_kept(known, &Chain(error));
+        }
+        known.kept = Some(begun?);
         Ok(())
     }
 
@@ -250,7 +286,13 @@ impl Volume {
         match self.known.take() {
             Some(known) => self.take_away(known).await,
             // Nothing of it is in this process.
-            None => self.remove(None).await,
+            None => {
+                self.remove(None).await?;
+                if let Some(name) = self.not_understood.take() {
+                    self.shared.files.board.remove(&name);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -272,6 +314,9 @@ impl Volume {
         if let Err(error) = &taken {
             let error = Chain(error);
             tracing::warn!(volume = %self.key, %error, "a volume is left behind for now");
+            let alarm =
+                format!("the volume cannot be taken away yet, which is tried again: {error}");
+            kept::not_kept(&self.shared, &self.key, &known, alarm);
             self.known = Some(known);
         }
         taken

@@ -34,6 +34,13 @@ fn is_gone(rig: &Rig) -> bool {
         && !rig.mounter.root(target().key()).exists()
 }
 
+/// What is wrong with the volume that status has; then nothing is published.
+fn alarm(rig: &Rig) -> Option<String> {
+    let [line] = <[_; 1]>::try_from(rig.shared.files.board.all()).unwrap();
+    assert_eq!(line.alarm.is_none(), line.revision.is_some(), "{:?}", line.alarm);
+    line.alarm
+}
+
 /// As after a panic: nothing answers any more.
 async fn break_down(volume: &mut Volume) {
     let known = volume.known.as_mut().unwrap();
@@ -94,8 +101,54 @@ async fn a_volume_that_broke_down_is_kept_again_by_the_next_call() {
     assert_eq!(answered(&rig), None);
     rig.mounter.fail("prepare");
     call(&mut volume).await.unwrap_err();
+    assert!(alarm(&rig).unwrap().starts_with("the volume is not kept, which is tried again: "));
     call(&mut volume).await.unwrap();
     assert!(answered(&rig).is_some());
+    assert_eq!(alarm(&rig), None);
+}
+
+#[tokio::test]
+async fn status_knows_that_a_volumes_task_ended_and_that_its_pod_is_gone() {
+    let rig = Rig::new();
+    let mut volume = volume(&rig);
+    call(&mut volume).await.unwrap();
+    assert_eq!(alarm(&rig), None);
+    volume.close().await;
+    assert!(alarm(&rig).unwrap().starts_with("its pod is gone"));
+    call(&mut volume).await.unwrap();
+    assert_eq!(alarm(&rig), None);
+
+    volume.known.as_mut().unwrap().kept.as_mut().unwrap().abort();
+    let (_sender, mut commands) = mpsc::channel(1);
+    let mut changes = rig.shared.files.board.changes();
+    let ended = async {
+        changes.changed().await.unwrap();
+        alarm(&rig)
+    };
+    let alarmed = tokio::select! {
+        _ = volume.run(&mut commands, CancellationToken::new()) => None,
+        alarmed = ended => alarmed,
+    };
+    assert!(alarmed.unwrap().starts_with("the volume is not kept"));
+}
+
+#[tokio::test]
+async fn after_a_restart_status_has_a_volume_whose_record_is_not_understood() {
+    for taken_up in [true, false] {
+        let (rig, volumes) = restarted(true);
+        let mut other = record();
+        other.attributes.insert("deliver".to_owned(), "pigeon".to_owned());
+        rig.shared.records.write(target().key(), &other).unwrap();
+        volumes.adopt().await.unwrap();
+        let alarm = alarm(&rig).unwrap();
+        assert!(alarm.contains("kubelet's next call") && alarm.contains("pigeon"), "{alarm}");
+        if taken_up {
+            volumes.publish(publish(), claims(pod()), PATIENCE).await.unwrap();
+            assert_eq!(self::alarm(&rig), None);
+        }
+        volumes.unpublish(target()).await.unwrap();
+        assert!(is_gone(&rig));
+    }
 }
 
 #[tokio::test]
@@ -243,11 +296,13 @@ async fn after_a_restart_with_less_memory_a_pods_socket_is_kept_and_nothing_new_
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_a_socket_that_cannot_be_bound_at_once_comes_without_a_call() {
     let (rig, volumes) = restarted(true);
-    let mut changes = rig.shared.files.board.changes();
-    changes.mark_unchanged();
     rig.mounter.fail("prepare");
     volumes.adopt().await.unwrap();
     assert_eq!(answered(&rig), None);
+    assert!(alarm(&rig).unwrap().starts_with("the volume is not kept, which is tried again: "));
+    let mut changes = rig.shared.files.board.changes();
+    changes.mark_unchanged();
     changes.changed().await.unwrap();
     assert!(answered(&rig).is_some());
+    assert_eq!(alarm(&rig), None);
 }
