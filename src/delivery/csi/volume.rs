@@ -16,6 +16,7 @@ use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::token::PodClaims;
 use crate::mounter::{Target, VolumeKey};
+use crate::sys;
 use crate::telemetry::Chain;
 
 use super::attributes::{Attributes, Deliver};
@@ -323,15 +324,27 @@ impl Volume {
     }
 
     async fn remove(&self, kept: Option<&Kept>) -> Result<(), CsiError> {
-        if let Some(kept) = kept {
-            let root = kept.root();
-            let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
-            if let Ok(Err(error)) = wiped {
-                tracing::warn!(volume = %self.key, %error, "not all files are overwritten");
-            }
+        if let Err(error) = self.overwrite(kept).await {
+            let error = format!("{error:#}");
+            tracing::warn!(volume = %self.key, error, "not all files are overwritten");
         }
         self.shared.mounter.discard(&self.key).await?;
         self.remove_record().await
+    }
+
+    /// Overwrites and removes the files, also those that only a predecessor kept.
+    async fn overwrite(&self, kept: Option<&Kept>) -> anyhow::Result<()> {
+        let Shared { mounter, config, .. } = &*self.shared;
+        let root = match kept {
+            Some(kept) => kept.root(),
+            None if mounter.list().await?.iter().any(|mounted| mounted.key == self.key) => {
+                Arc::new(mounter.prepare(&self.key, config.volume_size).await?.root)
+            }
+            None => return Ok(()),
+        };
+        // Overwriting takes leases, and no files' task may have run yet.
+        sys::ignore_sigio()?;
+        Ok(tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await??)
     }
 
     async fn write_record(&self, record: &VolumeRecord) -> Result<(), CsiError> {

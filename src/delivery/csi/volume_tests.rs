@@ -1,5 +1,6 @@
 //! What a failed call leaves of a volume that a pod uses, and of one that no pod has seen.
 
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
@@ -234,6 +235,31 @@ async fn what_was_left_behind_goes_without_a_call() {
     .await
     .expect("it is taken away");
     assert!(rig.mounter.bound.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn files_that_only_a_predecessor_kept_are_overwritten_too() {
+    // Bound with a damaged record, never bound, and one that cannot be taken up.
+    for (with_record, bound, failing) in
+        [(false, true, None), (false, false, None), (true, true, Some("prepare"))]
+    {
+        let (rig, volumes) = restarted(with_record);
+        let key = target().key().clone();
+        let revision = rig.mounter.root(&key).join("..2026_01_01_00_00_00.00000001");
+        std::fs::create_dir(&revision).unwrap();
+        std::fs::write(revision.join("token"), "secret").unwrap();
+        let mut reader = std::fs::File::open(revision.join("token")).unwrap();
+        if !bound {
+            rig.mounter.bound.lock().unwrap().clear();
+        }
+        failing.into_iter().for_each(|call| rig.mounter.fail(call));
+        volumes.adopt().await.unwrap();
+        volumes.unpublish(target()).await.unwrap();
+        assert!(is_gone(&rig));
+        let mut left = Vec::new();
+        reader.read_to_end(&mut left).unwrap();
+        assert!(left.is_empty(), "record {with_record}, bound {bound}: {left:?}");
+    }
 }
 
 #[tokio::test]
