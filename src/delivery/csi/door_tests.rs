@@ -11,7 +11,7 @@ use super::records::VolumeRecord;
 use super::*;
 use crate::delivery::socket::client;
 use crate::delivery::testing::{Rig, get, listed, pod};
-use crate::domain::PodUid;
+use crate::domain::{PodUid, VolumeName};
 use crate::identity::pods::{FindError, Presence};
 use crate::mounter::{Mounted, Prepared, Target, VolumeKey};
 
@@ -144,6 +144,12 @@ async fn a_gone_pods_socket_closes_and_its_files_wait_for_the_kubelet() {
     })
     .await;
     eventually("what was read there ends", async || leases(&rig).await == 0).await;
+    let shown = |volume: &str| {
+        let line = rig.files.board.get(&VolumeName::of_pod(&pod(), &key(volume).volume)).unwrap();
+        (line.revision.is_some(), line.alarm.is_some())
+    };
+    eventually("status knows", async || shown("door") == (false, true)).await;
+    assert_eq!(shown("files"), (true, false));
     assert_eq!(fs::read_to_string(&file).unwrap(), "t");
 
     let take_away = async |volume| {

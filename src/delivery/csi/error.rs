@@ -10,7 +10,7 @@ use crate::identity::token::TokenRefused;
 use crate::mounter::MounterError;
 use crate::source::ErrorClass;
 
-/// A call that changed nothing, or whose changes were taken back.
+/// A call that changed nothing, or whose changes were taken back; or else [`CsiError::Left`].
 #[derive(Debug, thiserror::Error)]
 pub enum CsiError {
     /// The call itself is wrong.
@@ -53,14 +53,27 @@ pub enum CsiError {
     /// The record could not be written.
     #[error("the volume's record cannot be written; is the state directory's disk full?")]
     Record(#[source] std::io::Error),
+    /// It failed, and what it began is still there.
+    #[error("the volume was begun and cannot be taken back yet; that is tried again")]
+    Left(#[source] Box<CsiError>),
     /// The agent stops.
     #[error("the agent is stopping; its successor will be asked again")]
     Stopping,
 }
 
 impl CsiError {
+    /// The same, of a call whose changes could not be taken back.
+    pub(super) fn left(self) -> Self {
+        Self::Left(Box::new(self))
+    }
+
+    /// The kubelet takes most codes as final: nothing is mounted, and if the pod goes there is
+    /// nothing to unpublish. `Unavailable` and `ResourceExhausted` tell it that something may be.
     fn code(&self) -> Code {
         match self {
+            Self::Mounter(MounterError::Unreachable { .. } | MounterError::Interrupted { .. }) => {
+                Code::Unavailable
+            }
             Self::Invalid(_) | Self::Different => Code::InvalidArgument,
             Self::Token(_) => Code::Unauthenticated,
             Self::Full { .. } => Code::ResourceExhausted,
@@ -68,7 +81,7 @@ impl CsiError {
             Self::Secret { class: ErrorClass::Denied, .. } => Code::PermissionDenied,
             Self::Secret { class: ErrorClass::NotFound, .. } => Code::NotFound,
             Self::Secret { .. } => Code::FailedPrecondition,
-            Self::Late(_) | Self::Stopping => Code::Unavailable,
+            Self::Late(_) | Self::Left(_) | Self::Stopping => Code::Unavailable,
         }
     }
 }

@@ -1,29 +1,31 @@
 //! What runs for a published volume: its open tmpfs, and the task that keeps its files current or
 //! answers on its socket.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::files::mount::{MountError, Root};
-use crate::delivery::files::publisher::Publisher;
+use crate::delivery::files::publisher::{self, Publisher};
 use crate::delivery::files::status_file::Now;
 use crate::delivery::files::{self, VolumeConfig};
 use crate::delivery::socket::PodDoor;
+use crate::domain::VolumeName;
 use crate::mounter::{Prepared, Target, VolumeKey};
+use crate::status::VolumeStatus;
 
 use super::attributes::Deliver;
 use super::error::CsiError;
+use super::known::Known;
 use super::pod_socket;
-use super::volume::Known;
 use super::volumes::Shared;
 
 /// A volume that is being kept, or was until its task ended.
 pub(super) struct Kept {
     /// Keeps the tmpfs within reach for the wipe at its end.
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     stop: CancellationToken,
     task: JoinSet<anyhow::Result<()>>,
 }
@@ -59,7 +61,7 @@ impl Kept {
                 task.spawn(pod_socket::keep(shared.server.clone(), socket, door, stop.clone()));
             }
         }
-        Ok(Self { root, stop, task })
+        Ok(Self { root: Arc::new(root), stop, task })
     }
 
     /// Whether its task has not ended.
@@ -86,9 +88,15 @@ impl Kept {
         while self.task.join_next().await.is_some() {}
     }
 
+    /// Its task ends as after a panic.
+    #[cfg(test)]
+    pub(super) fn abort(&mut self) {
+        self.task.abort_all();
+    }
+
     /// The root of the tmpfs.
-    pub(super) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+    pub(super) fn root(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.root)
     }
 }
 
@@ -109,12 +117,40 @@ async fn publisher(
     Ok(tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??)
 }
 
+/// Says in status that nothing keeps the volume; its pod has the files that it had.
+pub(super) fn not_kept(shared: &Shared, key: &VolumeKey, known: &Known, alarm: String) {
+    let config = volume_config(shared, key, known);
+    let board = &shared.files.board;
+    board.publish(match known.attributes.deliver {
+        Deliver::Socket => pod_socket::absent(&config, alarm),
+        Deliver::Files(_) => {
+            let status = publisher::unopened(&config, alarm);
+            match board.get(&known.name) {
+                Some(VolumeStatus { mount, revision, published_at, .. }) => {
+                    VolumeStatus { mount, revision, published_at, ..status }
+                }
+                None => status,
+            }
+        }
+    });
+}
+
+/// The same of a volume whose attributes are not known.
+pub(super) fn not_understood(shared: &Shared, key: &VolumeKey, name: &VolumeName, alarm: String) {
+    let config = bare_config(shared, key, name);
+    shared.files.board.publish(publisher::unopened(&config, alarm));
+}
+
 fn volume_config(shared: &Shared, key: &VolumeKey, known: &Known) -> VolumeConfig {
+    let items = known.attributes.items(&shared.config.source, known.record.fs_group);
+    VolumeConfig { items, ..bare_config(shared, key, &known.name) }
+}
+
+fn bare_config(shared: &Shared, key: &VolumeKey, name: &VolumeName) -> VolumeConfig {
     let config = &shared.config;
     VolumeConfig {
-        name: known.name.clone(),
+        name: name.clone(),
         path: Target::of(&config.kubelet_root, key).as_str().into(),
-        items: known.attributes.items(&config.source, known.record.fs_group),
         ..config.volume_defaults()
     }
 }

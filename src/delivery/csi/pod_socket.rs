@@ -32,6 +32,16 @@ pub(super) fn status(config: &VolumeConfig, mount: &str) -> VolumeStatus {
     }
 }
 
+/// The same while there is no socket, and why.
+pub(super) fn absent(config: &VolumeConfig, alarm: String) -> VolumeStatus {
+    VolumeStatus {
+        revision: None,
+        published_at: None,
+        alarm: Some(alarm),
+        ..status(config, "none")
+    }
+}
+
 /// Answers the pod until `stop`. When the agent takes no more requests the socket is gone, and this
 /// waits on: the volume is there until it is taken away.
 pub(super) async fn keep(

@@ -35,30 +35,55 @@ use super::volumes::{Budget, Shared};
 
 const KUBELET: &str = "/var/lib/kubelet";
 
+/// What becomes of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It is refused.
+    Refused,
+    /// It is carried out, and nobody hears so.
+    Lost,
+    /// Whoever calls panics.
+    Panic,
+}
+
 /// Makes a directory where a mounter makes a tmpfs.
 pub(super) struct FakeMounter {
     dir: PathBuf,
     /// The calls that fail next, by name.
-    pub(super) failing: Mutex<BTreeSet<&'static str>>,
+    pub(super) failing: Mutex<BTreeMap<&'static str, Fault>>,
     pub(super) bound: Mutex<BTreeSet<VolumeKey>>,
 }
 
 impl FakeMounter {
     /// The next call of this name fails.
     pub(super) fn fail(&self, call: &'static str) {
-        self.failing.lock().unwrap().insert(call);
+        self.fault(call, Fault::Refused);
     }
 
-    fn answer(&self, call: &'static str) -> Result<(), MounterError> {
-        if self.failing.lock().unwrap().remove(call) {
-            return Err(refused(call, Failure::NotPrepared));
+    /// This becomes of the next call of this name.
+    pub(super) fn fault(&self, call: &'static str, fault: Fault) {
+        self.failing.lock().unwrap().insert(call, fault);
+    }
+
+    /// An error if the call is not to be carried out; else what it answers.
+    fn answer(&self, call: &'static str) -> Result<Result<(), MounterError>, MounterError> {
+        let fault = self.failing.lock().unwrap().remove(call);
+        match fault {
+            None => Ok(Ok(())),
+            Some(Fault::Refused) => Err(refused(call, Failure::NotPrepared)),
+            Some(Fault::Lost) => Ok(Err(unreachable(call))),
+            Some(Fault::Panic) => panic!("{call} was told to"),
         }
-        Ok(())
     }
 
     pub(super) fn root(&self, key: &VolumeKey) -> PathBuf {
         self.dir.join(key.directory())
     }
+}
+
+fn unreachable(call: &str) -> MounterError {
+    let source = std::io::ErrorKind::TimedOut.into();
+    MounterError::Unreachable { request: call.to_owned(), socket: "mounter.sock".into(), source }
 }
 
 fn refused(call: &str, failure: Failure) -> MounterError {
@@ -68,36 +93,39 @@ fn refused(call: &str, failure: Failure) -> MounterError {
 #[async_trait]
 impl Mounter for FakeMounter {
     async fn prepare(&self, key: &VolumeKey, _: TmpfsSize) -> Result<Prepared, MounterError> {
-        self.answer("prepare")?;
+        self.answer("prepare")??;
         std::fs::create_dir_all(self.root(key)).unwrap();
         let root: OwnedFd = std::fs::File::open(self.root(key)).unwrap().into();
         Ok(Prepared { root, description: "a directory" })
     }
 
     async fn bind(&self, key: &VolumeKey, _: &Target) -> Result<(), MounterError> {
-        self.answer("bind")?;
+        let answer = self.answer("bind")?;
         self.bound.lock().unwrap().insert(key.clone());
-        Ok(())
+        answer
     }
 
     async fn unbind(&self, target: &Target) -> Result<(), MounterError> {
-        self.answer("unbind")?;
+        let answer = self.answer("unbind")?;
         self.bound.lock().unwrap().remove(target.key());
-        Ok(())
+        answer
     }
 
     async fn discard(&self, key: &VolumeKey) -> Result<(), MounterError> {
-        self.answer("discard")?;
+        let answer = self.answer("discard")?;
         if self.bound.lock().unwrap().contains(key) {
             return Err(refused("discard", Failure::StillBound));
         }
         let _ = std::fs::remove_dir_all(self.root(key));
-        Ok(())
+        answer
     }
 
     async fn list(&self) -> Result<Vec<Mounted>, MounterError> {
         let bound = self.bound.lock().unwrap();
-        Ok(bound.iter().map(|key| Mounted { key: key.clone(), bound: true }).collect())
+        let Ok(roots) = std::fs::read_dir(&self.dir) else { return Ok(Vec::new()) };
+        let key = |name: std::ffi::OsString| name.to_str().unwrap().parse::<VolumeKey>().unwrap();
+        let keys = roots.map(|root| key(root.unwrap().file_name()));
+        Ok(keys.map(|key| Mounted { bound: bound.contains(&key), key }).collect())
     }
 
     async fn mounted_below(&self, _: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {

@@ -4,6 +4,7 @@
 //! What a pod may be using is never taken away by a failure, only by the kubelet's unpublish; what
 //! of it is not kept is tried again.
 
+use std::fmt::Display;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,41 +12,39 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::Broker;
 use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
-use crate::identity::Identity;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Target, VolumeKey};
+use crate::sys;
 use crate::telemetry::Chain;
 
 use super::attributes::{Attributes, Deliver};
 use super::error::CsiError;
 use super::first_fill::first_fill;
-use super::kept::Kept;
+use super::kept::{self, Kept};
+use super::known::Known;
 use super::records::VolumeRecord;
 use super::request::Publish;
 use super::roles::check_role;
-use super::volumes::{Reservation, Shared};
+use super::volumes::Shared;
 
-/// The first pause before a volume that is not kept is taken up again; each is twice the last.
+/// The first pause before a volume that is not kept is taken up again, or one that nobody wants is
+/// taken away again; each is twice the last.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest one.
 const RETRY_MOST: Duration = Duration::from_secs(30);
 
+const NOT_KEPT: &str = "the volume is not kept";
+
 /// What is asked of a volume's task.
 pub(super) enum Command {
-    Publish {
-        publish: Box<Publish>,
-        claims: PodClaims,
-        patience: Duration,
-        reply: oneshot::Sender<Result<(), CsiError>>,
-    },
-    Unpublish {
-        target: Target,
-        reply: oneshot::Sender<Result<(), CsiError>>,
-    },
+    Publish { publish: Box<Publish>, claims: PodClaims, patience: Duration, reply: Reply },
+    Unpublish { target: Target, reply: Reply },
 }
+
+/// Where the caller waits.
+pub(super) type Reply = oneshot::Sender<Result<(), CsiError>>;
 
 /// Owns one volume.
 pub(super) struct Volume {
@@ -53,64 +52,23 @@ pub(super) struct Volume {
     key: VolumeKey,
     /// A pod may be using it: a publish was answered, or a predecessor left it.
     in_use: bool,
+    /// Of a volume that is not in use: what could not be taken away yet.
     known: Option<Known>,
+    /// Its line in status, while its record is not understood.
+    not_understood: Option<VolumeName>,
     retry_in: Duration,
-}
-
-/// A volume that is published or being published.
-pub(super) struct Known {
-    pub(super) record: VolumeRecord,
-    pub(super) attributes: Attributes,
-    pub(super) name: VolumeName,
-    /// Its record is on disk.
-    recorded: bool,
-    reservation: Option<Reservation>,
-    /// None while its tmpfs could not be opened yet.
-    kept: Option<Kept>,
-    /// The broker was told that nobody reads here any more.
-    is_released: bool,
-}
-
-impl Known {
-    fn new(key: &VolumeKey, record: VolumeRecord, attributes: Attributes) -> Self {
-        let name = VolumeName::of_pod(&record.pod, &key.volume);
-        let (recorded, is_released) = (false, false);
-        Self { record, attributes, name, recorded, reservation: None, kept: None, is_released }
-    }
-
-    fn is_kept(&self) -> bool {
-        self.kept.as_ref().is_some_and(Kept::is_running)
-    }
-
-    /// It holds a socket, which closes when its pod is gone. Files wait for the kubelet.
-    fn is_open_door(&self) -> bool {
-        matches!(self.attributes.deliver, Deliver::Socket) && !self.is_released
-    }
-
-    /// Ends whatever serves the pod, and with it the interest in the secrets: once, however often
-    /// it is asked for.
-    async fn release(&mut self, broker: &Broker) {
-        if let Some(kept) = &mut self.kept {
-            kept.stop().await;
-        }
-        if std::mem::replace(&mut self.is_released, true) {
-            return;
-        }
-        let member = ConsumerId::volume(&self.name);
-        broker.login_tokens().withdraw(&self.record.pod.account, &member);
-        broker.consumer_gone(member).await;
-    }
-
-    /// Who the pod is to policy and to the broker.
-    pub(super) fn identity(&self) -> Identity {
-        let (pod, role) = (Arc::new(self.record.pod.clone()), self.attributes.role.clone());
-        Identity::published_pod(pod, &self.name, role)
-    }
 }
 
 impl Volume {
     pub(super) fn new(shared: Arc<Shared>, key: VolumeKey) -> Self {
-        Self { shared, key, in_use: false, known: None, retry_in: RETRY_FIRST }
+        Self {
+            shared,
+            key,
+            in_use: false,
+            known: None,
+            not_understood: None,
+            retry_in: RETRY_FIRST,
+        }
     }
 
     /// A volume that a predecessor left. Without its record, the kubelet's next call says what
@@ -120,41 +78,52 @@ impl Volume {
     }
 
     /// Takes up a volume that a predecessor published; its pod delivers a token with the kubelet's
-    /// next call. What does not succeed now is tried again.
+    /// next call. What does not succeed now is tried again; a record that is not understood waits
+    /// for that call.
     pub(super) async fn adopt(&mut self, record: VolumeRecord) -> Result<(), CsiError> {
         let pairs = record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid)?;
+        let attributes = Attributes::parse(pairs).map_err(CsiError::Invalid);
+        self.shared.pods.volume_published(&self.key.pod, self.key.volume.as_str());
+        let attributes = attributes.inspect_err(|error| {
+            let name = VolumeName::of_pod(&record.pod, &self.key.volume);
+            let alarm = format!("{NOT_KEPT} before the kubelet's next call: its record: {error}");
+            kept::not_understood(&self.shared, &self.key, &name, alarm);
+            self.not_understood = Some(name);
+        })?;
         let mut known = Known::new(&self.key, record, attributes);
         known.recorded = true;
-        self.shared.pods.volume_published(&self.key.pod, self.key.volume.as_str());
         let outcome = self.keep(&mut known).await;
         self.known = Some(known);
         outcome
     }
 
-    /// Serves commands until the volume is gone, or the agent stops: then everything stays.
+    /// Serves commands until the volume is gone, or the agent stops: then everything stays. Who is
+    /// to hear that it is gone comes back.
     pub(super) async fn run(
         mut self,
-        mut commands: mpsc::Receiver<Command>,
+        commands: &mut mpsc::Receiver<Command>,
         work: CancellationToken,
-    ) {
+    ) -> Option<Reply> {
         let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
-        loop {
+        let unpublished = loop {
             let known = self.known.as_ref();
             let is_kept = |known: &Known| known.is_kept() || known.is_released;
-            let unkept = self.in_use && known.is_some_and(|known| !is_kept(known));
+            let to_do = known.is_some_and(|known| !self.in_use || !is_kept(known));
             let is_open_door = known.is_some_and(Known::is_open_door);
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
-                () = work.cancelled() => break,
+                () = work.cancelled() => break None,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
+                    if let Some(known) = &self.known {
+                        self.not_kept(known, &ended);
+                    }
                 }
                 () = pods.gone(&pod), if is_open_door => self.close().await,
-                () = tokio::time::sleep(self.retry_in), if unkept => self.keep_again().await,
+                () = tokio::time::sleep(self.retry_in), if to_do => self.try_again().await,
                 command = commands.recv() => match command {
-                    None => break,
+                    None => break None,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
                         let outcome = self.publish(*publish, &claims, patience).await;
                         if outcome.is_ok() {
@@ -165,22 +134,20 @@ impl Volume {
                     }
                     Some(Command::Unpublish { target, reply }) => {
                         let outcome = self.unpublish(&target).await;
-                        let gone = outcome.is_ok();
-                        if gone {
+                        if outcome.is_ok() {
                             pods.volume_unpublished(&pod, self.key.volume.as_str());
+                            break Some(reply);
                         }
                         let _ = reply.send(outcome);
-                        if gone {
-                            break;
-                        }
                     }
                 },
             }
-        }
+        };
         if let Some(mut kept) = self.known.take().and_then(|known| known.kept) {
             // The files' task finishes the swap it is in.
             kept.stop().await;
         }
+        unpublished
     }
 
     /// Its pod is gone, whether or not the kubelet knows already.
@@ -188,11 +155,26 @@ impl Volume {
         let Some(known) = &mut self.known else { return };
         tracing::info!(volume = %self.key, "its pod is gone: the socket is closed");
         known.release(&self.shared.files.broker).await;
+        let alarm = "its pod is gone: the socket is closed, and the kubelet still has the volume";
+        kept::not_kept(&self.shared, &self.key, known, alarm.to_owned());
     }
 
-    async fn keep_again(&mut self) {
+    fn not_kept(&self, known: &Known, why: &dyn Display) {
+        let alarm = format!("{NOT_KEPT}, which is tried again: {why}");
+        kept::not_kept(&self.shared, &self.key, known, alarm);
+    }
+
+    /// Keeps what a pod uses, takes away what none does.
+    async fn try_again(&mut self) {
         self.retry_in = (self.retry_in * 2).min(RETRY_MOST);
         let Some(mut known) = self.known.take() else { return };
+        if !self.in_use {
+            let target = Target::of(&self.shared.config.kubelet_root, &self.key);
+            if self.take_back(known, &target).await.is_ok() {
+                tracing::info!(volume = %self.key, "a volume that was left behind is taken away");
+            }
+            return;
+        }
         match self.keep(&mut known).await {
             Ok(()) => tracing::info!(volume = %self.key, "a volume is kept again"),
             Err(error) => {
@@ -208,6 +190,10 @@ impl Volume {
         claims: &PodClaims,
         patience: Duration,
     ) -> Result<(), CsiError> {
+        // The kubelet takes a refusal as final: nothing may be left when it hears one.
+        if let Some(left) = self.known.take_if(|_| !self.in_use) {
+            self.take_back(left, &publish.target).await.map_err(CsiError::left)?;
+        }
         let known = self.known.as_ref().map(|known| &known.record);
         publish.pod.account_uid_before = known.map(|record| record.pod.account.uid.clone());
         claims.matches(&publish.pod)?;
@@ -222,6 +208,9 @@ impl Volume {
             return Err(CsiError::Different);
         }
         let Publish { attributes, target, token, .. } = publish;
+        if let Some(name) = self.not_understood.take() {
+            self.shared.files.board.remove(&name);
+        }
         let known = self.known.take();
         let mut known = known.unwrap_or_else(|| Known::new(&self.key, record, attributes));
         known.is_released = false;
@@ -229,14 +218,13 @@ impl Volume {
             (self.shared.files.broker.login_tokens(), &known.record.pod.account);
         tokens.deliver(account, ConsumerId::volume(&known.name), token, claims.expires_at());
         let outcome = self.complete(&mut known, patience, &target).await;
-        if outcome.is_err() && !self.in_use {
-            if let Err(left) = self.take_away(&mut known).await {
-                tracing::warn!(volume = %self.key, error = %left, "a volume is left behind");
+        match outcome {
+            Ok(()) => (self.in_use, self.retry_in) = (true, RETRY_FIRST),
+            Err(failed) if !self.in_use => {
+                let taken = self.take_back(known, &target).await;
+                return Err(if taken.is_ok() { failed } else { failed.left() });
             }
-            return outcome;
-        }
-        if outcome.is_ok() {
-            (self.in_use, self.retry_in) = (true, RETRY_FIRST);
+            Err(_) => {}
         }
         self.known = Some(known);
         outcome
@@ -285,7 +273,11 @@ impl Volume {
                 if self.in_use { budget.count(size) } else { budget.reserve(size)? };
             known.reservation = Some(reservation);
         }
-        known.kept = Some(Kept::begin(&self.shared, &self.key, known).await?);
+        let begun = Kept::begin(&self.shared, &self.key, known).await;
+        if let (Err(error), true) = (&begun, self.in_use) {
+            self.not_kept(known, &Chain(error));
+        }
+        known.kept = Some(begun?);
         Ok(())
     }
 
@@ -293,35 +285,66 @@ impl Volume {
         self.shared.mounter.unbind(target).await?;
         self.in_use = false;
         match self.known.take() {
-            Some(mut known) => {
-                let taken = self.take_away(&mut known).await;
-                if taken.is_err() {
-                    // The kubelet asks again, and this goes on where it was.
-                    self.known = Some(known);
-                }
-                taken
-            }
+            Some(known) => self.take_away(known).await,
             // Nothing of it is in this process.
             None => {
-                self.shared.mounter.discard(&self.key).await?;
-                self.remove_record().await
+                self.remove(None).await?;
+                if let Some(name) = self.not_understood.take() {
+                    self.shared.files.board.remove(&name);
+                }
+                Ok(())
             }
         }
     }
 
-    /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. May be repeated.
-    async fn take_away(&self, known: &mut Known) -> Result<(), CsiError> {
+    /// Takes away what no pod has seen. The mounter may have bound it though its answer was lost.
+    async fn take_back(&mut self, known: Known, target: &Target) -> Result<(), CsiError> {
+        // If it is bound and stays so, the mounter does not discard it.
+        if let Err(error) = self.shared.mounter.unbind(target).await {
+            tracing::warn!(volume = %self.key, error = %Chain(&error), "cannot unbind a volume");
+        }
+        self.take_away(known).await
+    }
+
+    /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. What does not
+    /// succeed is known on, with its memory, and tried again.
+    async fn take_away(&mut self, mut known: Known) -> Result<(), CsiError> {
         known.release(&self.shared.files.broker).await;
         self.shared.files.board.remove(&known.name);
-        if let Some(kept) = &known.kept {
-            let root = kept.root().try_clone_to_owned().map_err(CsiError::Record)?;
-            let wiped = tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await;
-            if let Ok(Err(error)) = wiped {
-                tracing::warn!(volume = %self.key, %error, "not all files are overwritten");
-            }
+        let taken = self.remove(known.kept.as_ref()).await;
+        if let Err(error) = &taken {
+            let error = Chain(error);
+            tracing::warn!(volume = %self.key, %error, "a volume is left behind for now");
+            let alarm =
+                format!("the volume cannot be taken away yet, which is tried again: {error}");
+            kept::not_kept(&self.shared, &self.key, &known, alarm);
+            self.known = Some(known);
+        }
+        taken
+    }
+
+    async fn remove(&self, kept: Option<&Kept>) -> Result<(), CsiError> {
+        if let Err(error) = self.overwrite(kept).await {
+            let error = format!("{error:#}");
+            tracing::warn!(volume = %self.key, error, "not all files are overwritten");
         }
         self.shared.mounter.discard(&self.key).await?;
         self.remove_record().await
+    }
+
+    /// Overwrites and removes the files, also those that only a predecessor kept.
+    async fn overwrite(&self, kept: Option<&Kept>) -> anyhow::Result<()> {
+        let Shared { mounter, config, .. } = &*self.shared;
+        let root = match kept {
+            Some(kept) => kept.root(),
+            None if mounter.list().await?.iter().any(|mounted| mounted.key == self.key) => {
+                Arc::new(mounter.prepare(&self.key, config.volume_size).await?.root)
+            }
+            None => return Ok(()),
+        };
+        // Overwriting takes leases, and no files' task may have run yet.
+        sys::ignore_sigio()?;
+        Ok(tokio::task::spawn_blocking(move || mount::clear(root.as_fd())).await??)
     }
 
     async fn write_record(&self, record: &VolumeRecord) -> Result<(), CsiError> {

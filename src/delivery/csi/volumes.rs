@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +20,7 @@ use super::CsiConfig;
 use super::error::CsiError;
 use super::records::Records;
 use super::request::Publish;
-use super::volume::{Command, Volume};
+use super::volume::{Command, Reply, Volume};
 
 /// Commands that may wait for one volume's task: the kubelet has one call per volume under way, and
 /// repeats what it gave up.
@@ -43,8 +43,11 @@ pub(super) struct Volumes {
     shared: Arc<Shared>,
     tasks: TaskTracker,
     work: CancellationToken,
-    running: Arc<Mutex<HashMap<VolumeKey, mpsc::Sender<Command>>>>,
+    running: Arc<Mutex<Running>>,
 }
+
+/// A task takes itself out when its volume is gone. One that is here and closed panicked.
+type Running = HashMap<VolumeKey, mpsc::Sender<Command>>;
 
 impl Volumes {
     /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
@@ -80,20 +83,22 @@ impl Volumes {
         for mounted in self.shared.mounter.list().await? {
             let key = mounted.key;
             match records.remove(&key) {
-                Some(record) => {
+                Some(record) if mounted.bound => {
                     let mut volume = Volume::left(Arc::clone(&self.shared), key.clone());
                     if let Err(error) = volume.adopt(record).await {
                         let error = Chain(&error);
                         tracing::error!(volume = %key, %error, "cannot take up a volume yet");
                     }
-                    self.start(key, volume);
+                    self.start(&mut self.lock(), key, volume);
                 }
                 // A pod may be using it: the kubelet's next call writes its record anew.
                 None if mounted.bound => {
                     tracing::warn!(volume = %key, "a bound volume has no record");
-                    self.start(key.clone(), Volume::left(Arc::clone(&self.shared), key));
+                    let volume = Volume::left(Arc::clone(&self.shared), key.clone());
+                    self.start(&mut self.lock(), key, volume);
                 }
-                None => {
+                // No call about it was answered: the kubelet publishes it anew if it is wanted.
+                _ => {
                     tracing::info!(volume = %key, "taking away an unfinished volume");
                     self.take_away(&key).await;
                 }
@@ -124,32 +129,48 @@ impl Volumes {
     async fn ask(
         &self,
         key: &VolumeKey,
-        command: impl FnOnce(oneshot::Sender<Result<(), CsiError>>) -> Command,
+        command: impl FnOnce(Reply) -> Command,
     ) -> Result<(), CsiError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer): (Reply, _) = oneshot::channel();
         let sender = self.task_of(key);
         sender.send(command(reply)).await.map_err(|_| CsiError::Stopping)?;
         answer.await.unwrap_or(Err(CsiError::Stopping))
     }
 
-    /// The volume's task; a new one if there is none or it is ending.
+    /// The volume's task; a new one if there is none.
     fn task_of(&self, key: &VolumeKey) -> mpsc::Sender<Command> {
-        let known = self.lock().get(key).filter(|sender| !sender.is_closed()).cloned();
-        known.unwrap_or_else(|| {
-            self.start(key.clone(), Volume::new(Arc::clone(&self.shared), key.clone()))
-        })
+        let mut running = self.lock();
+        let volume = match running.get(key) {
+            Some(sender) if !sender.is_closed() => return sender.clone(),
+            // What it knew is lost: a pod may be using the volume.
+            Some(_) => Volume::left(Arc::clone(&self.shared), key.clone()),
+            None => Volume::new(Arc::clone(&self.shared), key.clone()),
+        };
+        self.start(&mut running, key.clone(), volume)
     }
 
-    fn start(&self, key: VolumeKey, volume: Volume) -> mpsc::Sender<Command> {
-        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let mut running = self.lock();
-        running.retain(|_, sender| !sender.is_closed());
-        running.insert(key, sender.clone());
-        self.tasks.spawn(volume.run(commands, self.work.clone()));
+    fn start(
+        &self,
+        running: &mut Running,
+        key: VolumeKey,
+        volume: Volume,
+    ) -> mpsc::Sender<Command> {
+        let (sender, mut commands) = mpsc::channel(COMMANDS_MAX);
+        running.insert(key.clone(), sender.clone());
+        let (work, running) = (self.work.clone(), Arc::downgrade(&self.running));
+        self.tasks.spawn(async move {
+            let Some(unpublished) = volume.run(&mut commands, work).await else { return };
+            // Before the channel closes, else the next call would think that this panicked.
+            if let Some(running) = running.upgrade() {
+                running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            }
+            // A caller that is gone asks again.
+            let _ = unpublished.send(Ok(()));
+        });
         sender
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VolumeKey, mpsc::Sender<Command>>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -205,7 +226,56 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Fault, Rig, claims, pod, publish, target};
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_and_a_failed_call_after_it_cost_a_pod_nothing() {
+        let rig = Rig::new();
+        let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+        let call = || volumes.publish(publish(), claims(pod()), Duration::from_secs(1));
+        call().await.unwrap();
+        rig.mounter.fault("bind", Fault::Panic);
+        let panicked = call().await;
+        assert!(matches!(panicked, Err(CsiError::Stopping)), "{panicked:?}");
+        rig.mounter.fail("bind");
+        let failed = call().await;
+        assert!(matches!(failed, Err(CsiError::Mounter(_))), "{failed:?}");
+        let key = target().key().clone();
+        assert!(rig.mounter.bound.lock().unwrap().contains(&key), "the pod runs");
+        assert!(rig.socket().exists() && rig.shared.records.all().unwrap().contains_key(&key));
+        call().await.unwrap();
+        volumes.unpublish(target()).await.unwrap();
+        assert!(!rig.mounter.root(&key).exists());
+        // Its successor is new, and is taken back.
+        rig.mounter.fail("bind");
+        call().await.unwrap_err();
+        assert!(!rig.mounter.root(&key).exists());
+    }
+
+    #[tokio::test]
+    async fn calls_at_the_same_time_have_one_task() {
+        let rig = Rig::new();
+        let runtime = tokio::runtime::Handle::current();
+        for _ in 0..1000 {
+            let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+            let arrived = AtomicU64::new(0);
+            let first = || {
+                let _entered = runtime.enter();
+                arrived.fetch_add(1, Ordering::SeqCst);
+                // A barrier would wake one after the other.
+                while arrived.load(Ordering::SeqCst) < 2 {
+                    std::hint::spin_loop();
+                }
+                volumes.task_of(target().key())
+            };
+            let (one, other) = std::thread::scope(|scope| {
+                let other = scope.spawn(first);
+                (first(), other.join().unwrap())
+            });
+            assert!(one.same_channel(&other));
+        }
+    }
 
     #[test]
     fn the_budget_is_never_exceeded_and_comes_back() {
