@@ -6,7 +6,8 @@
 //! | [`roles`] | pure: which Vault roles a pod may choose |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
 //! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
-//! | [`known`], [`kept`] | what is known of a volume, and what runs for it |
+//! | [`known`] | what is known of a volume that is published or being published |
+//! | [`kept`] | what runs for a volume: its files' task, or its socket's |
 //! | [`pod_socket`] | a volume that holds a socket for its pod |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
 //! | [`records`] | what a successor finds |
