@@ -144,7 +144,7 @@ impl CompiledPolicy {
             return Ok(());
         }
         let mut asking = self.book.rules.iter().filter(|rule| rule.labels.asks_account_uid);
-        match asking.find(|rule| rule.may_cover(secret, identity.subject())) {
+        match asking.find(|rule| rule.may_be_about(secret, identity.subject())) {
             None => Ok(()),
             Some(rule) => {
                 let name = &rule.name;
@@ -161,7 +161,7 @@ impl CompiledPolicy {
     fn check_blind_forbids(&self, identity: &Identity, secret: &SecretRef) -> Result<(), Denied> {
         let Subject::Pod(_) = identity.subject() else { return Ok(()) };
         let mut blind = self.book.rules.iter().filter(|rule| rule.forbids_blindly());
-        match blind.find(|rule| rule.may_cover(secret, identity.subject())) {
+        match blind.find(|rule| rule.may_be_about(secret, identity.subject())) {
             None => Ok(()),
             Some(rule) => {
                 let name = &rule.name;
@@ -219,8 +219,9 @@ impl CompiledPolicy {
         let is_pod = matches!(identity.subject(), Subject::Pod(_));
         let rules: Vec<&Rule> = self.covering(secret, identity).collect();
         // What a label might permit with another login is not read with the pod's own meanwhile.
-        let labels_unknown =
-            is_pod && !knows_labels && rules.iter().any(|rule| rule.permits_by_label());
+        let may_permit =
+            |rule: &&Rule| rule.permits_by_label() && rule.may_be_about(secret, identity.subject());
+        let labels_unknown = is_pod && !knows_labels && rules.iter().any(may_permit);
         let proved = identity.strength() >= OWN_IDENTITY_PROOF_MIN;
         let own = is_pod && proved && self.own_identity.contains(&secret.source);
         let own = own && may_log_in(identity);

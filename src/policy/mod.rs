@@ -24,6 +24,7 @@ mod labels;
 mod pod_tests;
 mod rules;
 mod schema;
+mod scope;
 mod supposed;
 #[cfg(test)]
 mod tests;

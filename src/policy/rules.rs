@@ -9,6 +9,7 @@ use super::engine::OWN_IDENTITY;
 use super::grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share, Who};
 use super::labels::LabelUse;
 use super::schema::Vocabulary;
+use super::scope::Scope;
 use crate::domain::{IdError, PathPattern, RuleName, SecretRef, SourceName};
 use crate::identity::Subject;
 
@@ -95,6 +96,7 @@ pub(super) struct Rule {
     pub(super) share: Share,
     pub(super) login: GrantLogin,
     pub(super) labels: LabelUse,
+    scope: Scope,
     effect: Effect,
     /// The grant's path set; `None` for a policy from the Cedar file.
     paths: Option<(SourceName, Vec<PathPattern>)>,
@@ -109,7 +111,8 @@ impl Rule {
             cedar_policy::Effect::Forbid => Effect::Forbid,
         };
         let (share, login) = (Share::Consumer, GrantLogin::ServiceAccount);
-        Self { name, share, login, labels: LabelUse::of(policy), effect, paths: None }
+        let (labels, scope) = (LabelUse::of(policy), Scope::of(policy));
+        Self { name, share, login, labels, scope, effect, paths: None }
     }
 
     /// Whether it forbids by a label and says nothing of pods whose labels are not known.
@@ -127,9 +130,10 @@ impl Rule {
         self.permits_by_label() && !self.labels.minds_unknown
     }
 
-    /// Whether it may be about the secret: a rule from the Cedar file says so in its own terms.
-    pub(super) fn may_cover(&self, secret: &SecretRef, subject: &Subject) -> bool {
-        self.paths.is_none() || self.covers(secret, subject)
+    /// Whether it may be about this caller and the secret: a rule from the Cedar file says in its
+    /// own terms which one.
+    pub(super) fn may_be_about(&self, secret: &SecretRef, subject: &Subject) -> bool {
+        self.scope.may_hold(subject) && (self.paths.is_none() || self.covers(secret, subject))
     }
 
     /// Whether the secret lies in this grant's path set, as it is for this caller.
@@ -192,8 +196,9 @@ impl Draft {
             Ok(policy) => {
                 let paths = Some((grant.source.clone(), grant.paths.clone()));
                 let GrantConfig { share, login, effect, .. } = *grant;
-                let labels = LabelUse::of(&policy);
-                let rule = Rule { name: grant.name.clone(), share, login, labels, effect, paths };
+                let (labels, scope) = (LabelUse::of(&policy), Scope::of(&policy));
+                let name = grant.name.clone();
+                let rule = Rule { name, share, login, labels, scope, effect, paths };
                 self.add(rule, &policy);
             }
             Err(problem) => self.problems.push(problem),

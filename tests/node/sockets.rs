@@ -154,7 +154,8 @@ fn a_pods_socket_comes_back_with_the_agents_successor() {
     node.apply(&caller("again", "app"));
     node.wait_until_ready("again", "app");
     let path = "/v1/secret/data/shop/again";
-    assert_eq!(get("again", "app", SOCKET, path).0, 200);
+    let (code, body) = get("again", "app", SOCKET, path);
+    assert_eq!(code, 200, "{body}\n{}", product.log());
     product.replace_pod(|| ());
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
     eventually(Duration::from_secs(180), "the socket answers again", || {
