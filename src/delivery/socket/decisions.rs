@@ -12,9 +12,8 @@ use crate::domain::SecretRef;
 use crate::identity::Identity;
 use crate::policy::{Authorized, Policy};
 
-/// Permits kept, enough for a node of 500 pods with 20 secrets each; more callers and secrets than
-/// this are decided about per connection.
-const PERMITS_MAX: usize = 16 * 1024;
+/// Permits kept; more callers and secrets than this are decided about per connection.
+const PERMITS_MAX: usize = 1024;
 
 /// Who may read what, as it was decided within the last moments.
 pub(super) struct Decisions(Mutex<Permits>);
