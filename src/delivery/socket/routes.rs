@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -24,9 +23,6 @@ use super::transport::{Answer, Caller, LetIn};
 use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
 
-/// How long a process that was seen alive may pass for it. Whoever it handed its socket to is
-/// answered while it lives; this is as if it had lived so much longer.
-const ALIVE_FOR: Duration = Duration::from_millis(1);
 /// How long a request over the budget waits for its refusal.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -38,8 +34,6 @@ pub(super) struct Connection {
     pub(super) decisions: Arc<Decisions>,
     pub(super) stop: CancellationToken,
     pub(super) memos: Mutex<Memos>,
-    /// When the process that connected was last seen alive, in boot nanoseconds.
-    seen_alive: AtomicU64,
     between: Arc<Between>,
 }
 
@@ -48,21 +42,7 @@ impl Connection {
     pub(super) fn new(caller: Caller, server: Server, stop: CancellationToken) -> Arc<Self> {
         let Server { caps, deps, decisions, between, .. } = server;
         let memos = Mutex::new(between.take(&caller.identity));
-        let seen_alive = AtomicU64::new(0);
-        Arc::new(Self { caller, caps, deps, decisions, stop, memos, seen_alive, between })
-    }
-
-    /// Asks once in [`ALIVE_FOR`] whether the process that connected still runs: its exit ends the
-    /// connection too, but a busy agent may hear of it after the next request.
-    fn check_alive_lately(&self, now: BootInstant) -> Result<(), Refusal> {
-        // Only this connection's requests, one at a time, ever look.
-        let seen = BootInstant::from_nanos(self.seen_alive.load(Ordering::Relaxed));
-        if now.since(seen) < ALIVE_FOR {
-            return Ok(());
-        }
-        self.check_alive()?;
-        self.seen_alive.store(now.as_nanos(), Ordering::Relaxed);
-        Ok(())
+        Arc::new(Self { caller, caps, deps, decisions, stop, memos, between })
     }
 
     /// Answers one request: a hit at once, everything else later.
@@ -72,7 +52,8 @@ impl Connection {
             self.deps.metrics.limited.inc();
             return Answering::over_budget(wait);
         }
-        if let Err(refusal) = self.check_alive_lately(now) {
+        // Its exit ends the connection too, but a busy agent may hear of it after the next request.
+        if let Err(refusal) = self.check_alive() {
             return Answering::Now(Some(answer::refusal(&refusal)));
         }
         if let Some(answer) = self.hit(&request, now) {
