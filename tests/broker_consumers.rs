@@ -259,6 +259,20 @@ fn an_account_that_cannot_log_in_keeps_nobody_else_from_a_mounts_kind() {
     assert!(matches!(world.answers[&ours], Answer::Value { .. }));
 }
 
+#[test]
+fn accounts_without_a_token_open_no_breaker_for_the_others() {
+    let mut world = World::new();
+    for n in 0..8 {
+        let lacking = account(&format!("lacking-{n}"));
+        world.vault.tokenless.insert(lacking.clone());
+        world.subscribe_as(&lacking, KV, n);
+    }
+    world.advance(seconds(10));
+    let waiter = world.read_as(&account("web"), KV, 100);
+    world.advance(seconds(1));
+    assert!(matches!(world.answers[&waiter], Answer::Value { .. }));
+}
+
 /// What a leaving consumer wants.
 fn leaving(path: &str, consumer: u32) -> Want {
     Want { may_mint: false, ..world::want(path, consumer) }

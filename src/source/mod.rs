@@ -193,11 +193,19 @@ pub struct SourceError {
     pub retry_after: Option<Duration>,
     /// The request left and its outcome is unknown: something may have been created.
     pub ambiguous: bool,
+    /// Whether the source was asked at all. An error without that says nothing of its health.
+    pub asked: bool,
 }
 
 impl SourceError {
     /// An error whose request certainly had no effect upstream.
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), retry_after: None, ambiguous: false }
+        let message = message.into();
+        Self { class, message, retry_after: None, ambiguous: false, asked: true }
+    }
+
+    /// What was lacking for a request, which therefore was not made and may be made later.
+    pub fn not_asked(message: impl Into<String>) -> Self {
+        Self { asked: false, ..Self::new(ErrorClass::Unreachable, message) }
     }
 }

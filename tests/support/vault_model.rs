@@ -23,6 +23,8 @@ pub struct Vault {
     pub ends_denied: bool,
     /// Who may not log in, beside everybody while `login_denied`.
     pub shut_out: BTreeSet<LoginIdentity>,
+    /// Who has no token to log in with, so that no request is made.
+    pub tokenless: BTreeSet<LoginIdentity>,
     /// Who may not ask for the kind of a mount.
     pub probes_denied: BTreeSet<LoginIdentity>,
     /// What the mount of unknown kind is.
@@ -62,6 +64,7 @@ impl Default for Vault {
             login_denied: false,
             ends_denied: false,
             shut_out: BTreeSet::new(),
+            tokenless: BTreeSet::new(),
             probes_denied: BTreeSet::new(),
             auto_kind: EngineKind::Kv2,
             lease_ttl: 20,
@@ -138,6 +141,9 @@ impl World {
         if self.vault.login_denied || self.vault.shut_out.contains(&login) {
             self.note("login-denied");
             return Err(SourceError::new(ErrorClass::Denied, "role not allowed"));
+        }
+        if self.vault.tokenless.contains(&login) {
+            return Err(SourceError::not_asked("no token was delivered"));
         }
         self.note("login");
         let token = TokenId(1_000_000 + self.id());

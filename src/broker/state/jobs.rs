@@ -228,6 +228,8 @@ impl State {
         {
             health.in_flight = health.in_flight.saturating_sub(1);
             match &outcome {
+                // One account that lacks a token must not stop the others.
+                Err(error) if !error.asked => {}
                 Err(error) if error.class == ErrorClass::Unreachable => {
                     let retry_after = error.retry_after;
                     health.unanswered(self.now, &error.message, retry_after, &mut self.rng);

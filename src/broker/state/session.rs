@@ -250,6 +250,7 @@ impl State {
             message: format!("login failed: {}", error.message),
             retry_after: Some(delay),
             ambiguous: false,
+            asked: error.asked,
         };
         session.last_error = Some(error.clone());
         if let Some(generation) = &mut session.current {

@@ -68,7 +68,7 @@ pub(super) async fn login_account(
              delivers one within two minutes",
             login_as.account
         );
-        return refuse(ErrorClass::Unreachable, message);
+        return Err(SourceError::not_asked(message));
     };
     login(client, config, &subject, role.as_str(), token).await
 }
