@@ -24,6 +24,8 @@ mod bare;
 mod cgroup;
 #[path = "support/load.rs"]
 mod load;
+#[path = "../tests/support/nobody_asks.rs"]
+mod nobody_asks;
 #[path = "support/node.rs"]
 mod node;
 #[path = "../tests/support/process.rs"]

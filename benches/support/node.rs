@@ -12,19 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{env, fs, io};
 
-use async_trait::async_trait;
 use secrets_broker::audit::{Audit, AuditConfig, Output};
 use secrets_broker::broker::Broker;
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::task::BrokerTask;
 use secrets_broker::clock::BootInstant;
 use secrets_broker::delivery::socket::{
-    BoundSocket, Deps, Door, Limits, OperatorApi, Ownership, Place, PodDoor, Refusal, Server,
-    SourceDirectory, Viewer,
+    BoundSocket, Deps, Door, Limits, Ownership, Place, PodDoor, Server, SourceDirectory,
 };
 use secrets_broker::domain::{Pod, SecretRef, ServiceAccount, SourceName};
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
-use secrets_broker::identity::pods::DirectoryState;
 use secrets_broker::identity::self_test::NodeProof;
 use secrets_broker::identity::{Identity, ProofStrength};
 use secrets_broker::policy::{
@@ -34,9 +31,9 @@ use secrets_broker::source::SharedSource;
 use secrets_broker::source::local::{LocalConfig, LocalSource};
 use secrets_broker::status::VolumeBoard;
 use secrets_broker::telemetry::Metrics;
-use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
+use crate::nobody_asks::NobodyAsks;
 use crate::process::Process;
 
 pub const PODS: usize = 500;
@@ -231,43 +228,4 @@ async fn fill(broker: &Broker, policy: &Policy) -> io::Result<()> {
         broker.read(authorized.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
     }
     Ok(())
-}
-
-/// What the agent answers about itself, which this load never asks for.
-struct NobodyAsks;
-
-#[async_trait]
-impl OperatorApi for NobodyAsks {
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn pod_directory(&self) -> DirectoryState {
-        unreachable!("nobody asks for metrics")
-    }
-
-    async fn status(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks for status")
-    }
-
-    async fn leases(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks for leases")
-    }
-
-    async fn explain(
-        &self,
-        _: &Viewer,
-        _: &str,
-        _: Option<&str>,
-    ) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks why")
-    }
-
-    async fn reload(&self, _: bool) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody reloads")
-    }
-
-    fn unlock(&self, _: &str) -> Result<usize, Refusal> {
-        unreachable!("nobody asks")
-    }
 }

@@ -25,13 +25,17 @@ pub(super) fn read(section: &Section, runtime_dir: &Path, taken: &[&Path]) -> Op
     );
     let proofs = [("required", ProofToken::Required), ("below-pidfd", ProofToken::BelowPidFd)];
     let proof = section.choice("proof_token", ProofToken::Required, &proofs);
-    let holds = |other: &Path| path.parent().is_some_and(|parent| other.starts_with(parent));
-    if taken.iter().any(|other| holds(other)) || holds(runtime_dir) {
+    if taken.iter().any(|other| is_beside(&path, other)) || is_beside(&path, runtime_dir) {
         let message = "pods mount this socket's directory, and it holds more of the agent's";
         section.problem_at("path", message, "give it a directory of its own");
     }
     section.finish();
     Some(NodeSocket { path, proof_audience: audience?, proof }).filter(|_| enabled)
+}
+
+/// Whether whoever mounts the socket's directory has this in it, too.
+fn is_beside(socket: &Path, other: &Path) -> bool {
+    socket.parent().is_some_and(|directory| other.starts_with(directory))
 }
 
 fn audience(text: &str) -> Result<String, &'static str> {
@@ -65,10 +69,8 @@ pub(super) fn check(
         section.problem_at("enabled", message, "set [pods] directory = \"apiserver\"");
     }
     if let Some(CsiSettings { expectations, driver, .. }) = csi {
-        let parent = node.path.parent();
-        let holds = |other: &Path| parent.is_some_and(|parent| other.starts_with(parent));
         // Of what holds the runtime directory more is said elsewhere.
-        if holds(&driver.state_dir) && !holds(runtime_dir) {
+        if is_beside(&node.path, &driver.state_dir) && !is_beside(&node.path, runtime_dir) {
             let message = "pods mount this socket's directory, and it holds [csi] state_dir";
             section.problem_at("path", message, "give it a directory of its own");
         }

@@ -10,18 +10,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use async_trait::async_trait;
 use secrets_broker::audit::{Audit, AuditConfig, Output};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::task::BrokerTask;
 use secrets_broker::delivery::socket::{
-    self, BoundSocket, Deps, Limits, OperatorApi, Ownership, PodDoor, Refusal, Server,
-    SourceDirectory, Viewer,
+    self, BoundSocket, Deps, Limits, Ownership, PodDoor, Server, SourceDirectory,
 };
 use secrets_broker::domain::VolumeName;
 use secrets_broker::identity::ProofStrength;
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
-use secrets_broker::identity::pods::DirectoryState;
 use secrets_broker::identity::self_test::NodeProof;
 use secrets_broker::policy::{
     CompiledPolicy, Effect, GrantConfig, GrantLogin, Policy, PolicyConfig, Share, Who,
@@ -30,11 +27,11 @@ use secrets_broker::source::SharedSource;
 use secrets_broker::source::local::{LocalConfig, LocalSource};
 use secrets_broker::status::VolumeBoard;
 use secrets_broker::telemetry::Metrics;
-use serde_json::value::RawValue;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::door::{AGENTS, Door};
+use crate::nobody_asks::NobodyAsks;
 use crate::place::victim;
 
 /// What only the victim may hear.
@@ -158,46 +155,7 @@ fn deps(directory: &Path, runtime: &Runtime) -> Deps {
         audit_per_read: false,
         sources: SourceDirectory::new(&"local".parse().unwrap(), &sources),
         volumes: VolumeBoard::default(),
-        operators: Arc::new(Nobody),
+        operators: Arc::new(NobodyAsks),
         metrics: Metrics::new(),
-    }
-}
-
-/// Operators have no business at a pod's socket.
-struct Nobody;
-
-#[async_trait]
-impl OperatorApi for Nobody {
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn pod_directory(&self) -> DirectoryState {
-        unreachable!("nobody asks")
-    }
-
-    async fn status(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    async fn leases(&self, _: &Viewer) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    async fn explain(
-        &self,
-        _: &Viewer,
-        _: &str,
-        _: Option<&str>,
-    ) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    async fn reload(&self, _: bool) -> Result<Box<RawValue>, Refusal> {
-        unreachable!("nobody asks")
-    }
-
-    fn unlock(&self, _: &str) -> Result<usize, Refusal> {
-        unreachable!("nobody asks")
     }
 }

@@ -15,6 +15,8 @@ mod door;
 mod forged;
 mod genuine;
 mod lies;
+#[path = "../support/nobody_asks.rs"]
+mod nobody_asks;
 mod place;
 mod processes;
 mod puppet;
