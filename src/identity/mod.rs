@@ -8,6 +8,7 @@ use crate::domain::{ConsumerId, Pod, VaultRole, VolumeName};
 pub mod cgroup;
 pub mod kubelet_cgroup;
 pub mod lock_out;
+mod open_files;
 pub mod peer;
 pub mod pods;
 mod process;

@@ -4,15 +4,17 @@
 //! it is still alive, so that all of it belonged to one process. The credentials are those of the
 //! process that called `connect`, at that moment; a descriptor that is passed on or inherited keeps
 //! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes,
-//! and watches [`Peer::exited`] to drop the connection with its connector.
+//! and waits for [`Peer::exited`] to drop the connection with its connector.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::cgroup::Placement;
@@ -79,6 +81,7 @@ pub enum PeerError {
 pub struct Peer {
     uid: u32,
     gid: u32,
+    /// Of users of the host: what runs in a pod has none that count.
     groups: Vec<u32>,
     placement: Placement,
     /// Looked at on the host only: what runs in a pod is never a user.
@@ -90,12 +93,19 @@ pub struct Peer {
 
 #[derive(Debug)]
 enum Handle {
-    PidFd(OwnedFd),
+    PidFd(Watchable),
     /// Before Linux 6.5: `/proc/<pid>`, opened after the fact. It pins the process from then on,
     /// but the pid may have been reused between `connect` and here.
     ProcDirectory(OwnedFd, i32),
     /// Before Linux 6.5, and it runs in a pid namespace that this process does not see.
     Nothing,
+}
+
+/// A pidfd. It is watched only by whoever waits for the exit: most connections are over before.
+#[derive(Debug)]
+struct Watchable {
+    pidfd: Arc<OwnedFd>,
+    watched: OnceLock<AsyncFd<Arc<OwnedFd>>>,
 }
 
 /// What `/proc` tells about a peer.
@@ -123,16 +133,15 @@ impl Peer {
     pub fn of(stream: &UnixStream, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
         let pidfd = pidfd(stream)?;
         let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
-        let groups = sys::peer_groups(stream.as_fd()).map_err(PeerError::Credentials)?;
         let pid = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::OtherPidNamespace)?;
 
         let (seen, handle) = match pidfd {
             Some(pidfd) => {
-                let seen = Seen::of(&Process::numbered(pid), kubelet);
+                let seen = Seen::of(&Process::connected(pid, pidfd.as_fd()), kubelet);
                 if seen.is_err() && is_readable(pidfd.as_fd()) {
                     return Err(PeerError::Gone);
                 }
-                (seen?, Handle::PidFd(pidfd))
+                (seen?, Handle::pid_fd(pidfd))
             }
             None => {
                 let directory = open_process(pid)?;
@@ -141,6 +150,10 @@ impl Peer {
             }
         };
         let Seen { placement, own_user_namespace, cgroup } = seen;
+        let groups = match placement {
+            Placement::Host => sys::peer_groups(stream.as_fd()).map_err(PeerError::Credentials)?,
+            Placement::Pod { .. } | Placement::Container { .. } => Vec::new(),
+        };
         let (uid, gid) = (credentials.uid(), credentials.gid());
         let peer = Self { uid, gid, groups, placement, own_user_namespace, cgroup, handle };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
@@ -157,7 +170,7 @@ impl Peer {
             placement: Placement::Container { reason: "a place that this node cannot tell" },
             own_user_namespace: false,
             cgroup: None,
-            handle: pidfd(stream)?.map_or(Handle::Nothing, Handle::PidFd),
+            handle: pidfd(stream)?.map_or(Handle::Nothing, Handle::pid_fd),
         })
     }
 
@@ -241,7 +254,7 @@ impl Peer {
     /// Whether the process that connected still runs. One system call; never blocks.
     pub fn still_alive(&self) -> bool {
         match &self.handle {
-            Handle::PidFd(pidfd) => !is_readable(pidfd.as_fd()),
+            Handle::PidFd(process) => !is_readable(process.pidfd.as_fd()),
             Handle::ProcDirectory(directory, pid) => {
                 Process::of_directory(directory, *pid).is_running()
             }
@@ -249,20 +262,61 @@ impl Peer {
         }
     }
 
+    /// Whether the runtime has heard that the process exited. While somebody waits for
+    /// [`Peer::exited`] this costs no system call, and the runtime hears of things in the order in
+    /// which they happen: who was woken by bytes, and then reads what somebody sent after the exit,
+    /// has it told here.
+    pub fn exit_was_heard(&self) -> bool {
+        let watched = match &self.handle {
+            Handle::PidFd(process) => process.watched.get(),
+            Handle::ProcDirectory(..) | Handle::Nothing => None,
+        };
+        let Some(watched) = watched else { return !self.still_alive() };
+        let exited = |pidfd: &Arc<OwnedFd>| match is_readable(pidfd.as_fd()) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        watched.try_io(Interest::READABLE, exited).is_ok()
+    }
+
     /// Waits until the process that connected has exited. Cancel-safe.
     pub async fn exited(&self) {
-        if let Handle::PidFd(pidfd) = &self.handle
-            && let Ok(watched) = sys::watch_readable(pidfd.as_fd())
-            && watched.readable().await.is_ok()
-        {
-            return;
-        }
-        if matches!(self.handle, Handle::Nothing) {
-            return std::future::pending().await;
+        match &self.handle {
+            Handle::PidFd(process) => {
+                let watched = process.watch();
+                // What was sent before the watch began may have been announced before the exit is.
+                if !self.still_alive() {
+                    return;
+                }
+                if let Some(watched) = watched
+                    && watched.readable().await.is_ok()
+                {
+                    return;
+                }
+            }
+            Handle::ProcDirectory(..) => {}
+            Handle::Nothing => return std::future::pending().await,
         }
         while self.still_alive() {
             tokio::time::sleep(LIVENESS_INTERVAL).await;
         }
+    }
+}
+
+impl Handle {
+    fn pid_fd(pidfd: OwnedFd) -> Self {
+        Self::PidFd(Watchable { pidfd: Arc::new(pidfd), watched: OnceLock::new() })
+    }
+}
+
+impl Watchable {
+    /// `None` if the runtime takes no more watches.
+    fn watch(&self) -> Option<&AsyncFd<Arc<OwnedFd>>> {
+        if self.watched.get().is_none() {
+            // Whoever was faster has watched it.
+            let _ = self.watched.set(sys::watch_shared(Arc::clone(&self.pidfd)).ok()?);
+        }
+        self.watched.get()
     }
 }
 

@@ -11,6 +11,15 @@ fn peer(uid: u32, placement: Placement, own_user_namespace: bool) -> Peer {
     Peer { uid, gid: 7, groups, placement, own_user_namespace, cgroup, handle }
 }
 
+/// A process with its number and a handle on it.
+fn sleeper() -> (std::process::Child, i32, OwnedFd) {
+    let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let raw = rustix::process::Pid::from_raw(pid).unwrap();
+    let flags = rustix::process::PidfdFlags::empty();
+    (child, pid, rustix::process::pidfd_open(raw, flags).unwrap())
+}
+
 #[test]
 fn a_uid_is_an_identity_only_outside_containers_and_other_namespaces() {
     let identity = peer(4242, Placement::Host, true).identify(Listener::Host).unwrap();
@@ -70,29 +79,45 @@ async fn a_peer_that_cannot_be_placed_is_nobody_but_the_one_at_the_other_end() {
 
 #[tokio::test]
 async fn the_exit_of_a_process_is_seen_through_both_kinds_of_handle() {
-    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-    let pid = i32::try_from(child.id()).unwrap();
-    let raw = rustix::process::Pid::from_raw(pid).unwrap();
-    let flags = rustix::process::PidfdFlags::empty();
-    let pidfd = rustix::process::pidfd_open(raw, flags).unwrap();
-    let with = |handle| Peer {
-        uid: 0,
-        gid: 0,
-        groups: Vec::new(),
-        placement: Placement::Host,
-        own_user_namespace: true,
-        cgroup: None,
-        handle,
-    };
-    let modern = with(Handle::PidFd(pidfd));
+    let (mut child, pid, pidfd) = sleeper();
+    let with = |handle| Peer { handle, ..peer(0, Placement::Host, true) };
+    let modern = with(Handle::pid_fd(pidfd));
     let older = with(Handle::ProcDirectory(open_process(pid).unwrap(), pid));
     assert!(modern.still_alive() && older.still_alive());
+    assert!(!modern.exit_was_heard() && !older.exit_was_heard());
     child.kill().unwrap();
     modern.exited().await;
     older.exited().await;
     assert!(!modern.still_alive() && !older.still_alive());
+    assert!(modern.exit_was_heard() && older.exit_was_heard());
     child.wait().unwrap();
     assert!(!older.still_alive());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exit_is_heard_of_before_what_was_sent_after_it() {
+    for _ in 0..200 {
+        let (mut child, _, pidfd) = sleeper();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let handle = Handle::pid_fd(pidfd);
+        let watched = Peer { handle, ..peer(0, Placement::Host, true) };
+        {
+            let mut exited = std::pin::pin!(watched.exited());
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(exited.as_mut().poll(&mut cx).is_pending());
+        }
+        let waiting = tokio::spawn(async move {
+            ours.readable().await.unwrap();
+            watched.exit_was_heard()
+        });
+        let sent = tokio::task::spawn_blocking(move || {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            rustix::io::write(&theirs, b"after it").unwrap();
+        });
+        sent.await.unwrap();
+        assert!(waiting.await.unwrap());
+    }
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::cgroup::{Placement, may_hide_an_exit, placement};
 use super::kubelet_cgroup::KubeletCgroup;
+use super::open_files::{OpenFiles, ProcessId};
 use super::peer::PeerError;
 
 /// Longest file read; a v1 cgroup file has about 15 lines.
@@ -25,13 +26,23 @@ pub(super) struct Process<'a> {
     directory: BorrowedFd<'a>,
     /// What stands before the names of its files, seen from the directory.
     prefix: String,
+    /// By which its files are kept open.
+    id: Option<ProcessId>,
 }
+
+/// The files that are read of whoever connects.
+static OPEN_FILES: LazyLock<OpenFiles> = LazyLock::new(OpenFiles::default);
 
 impl<'a> Process<'a> {
     /// The process that has this number now. For whoever has a pidfd: if it has not exited when all
     /// is read, the number was its own all the time.
     pub(super) fn numbered(pid: i32) -> Process<'static> {
-        Process { pid, directory: CWD, prefix: format!("/proc/{pid}/") }
+        Process { pid, directory: CWD, prefix: format!("/proc/{pid}/"), id: None }
+    }
+
+    /// The same, if this is a handle on it: a process that comes again is read faster.
+    pub(super) fn connected(pid: i32, pidfd: BorrowedFd<'_>) -> Process<'static> {
+        Process { id: ProcessId::of(pidfd), ..Process::numbered(pid) }
     }
 
     /// The agent itself.
@@ -41,7 +52,7 @@ impl<'a> Process<'a> {
 
     /// The process whose directory this is: it stays the same one when its number is used again.
     pub(super) fn of_directory(directory: &'a OwnedFd, pid: i32) -> Self {
-        Self { pid, directory: directory.as_fd(), prefix: String::new() }
+        Self { pid, directory: directory.as_fd(), prefix: String::new(), id: None }
     }
 
     /// Where it runs, and the text that says so.
@@ -96,10 +107,10 @@ impl<'a> Process<'a> {
     }
 
     fn uid_map(&self) -> Result<String, PeerError> {
-        let shown = self.open("uid_map")?;
+        let shown = self.look_up("uid_map")?;
         let mut text = String::new();
         // Made line by line: a short read is not the end of it.
-        let file = std::fs::File::from(shown.fd);
+        let file = std::fs::File::from(shown);
         let mut limited = io::Read::take(file, FILE_BYTES_MAX as u64);
         io::Read::read_to_string(&mut limited, &mut text)
             .map_err(|error| self.failed("uid_map", error))?;
@@ -107,10 +118,20 @@ impl<'a> Process<'a> {
     }
 
     fn open(&self, name: &'static str) -> Result<Shown, PeerError> {
+        if let Some(fd) = self.id.and_then(|id| OPEN_FILES.get((id, name))) {
+            return Ok(Shown { name, fd });
+        }
+        let fd = Arc::new(self.look_up(name)?);
+        if let Some(id) = self.id {
+            OPEN_FILES.keep((id, name), Arc::clone(&fd));
+        }
+        Ok(Shown { name, fd })
+    }
+
+    fn look_up(&self, name: &'static str) -> Result<OwnedFd, PeerError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let opened = rustix::fs::openat(self.directory, self.path(name), flags, Mode::empty());
-        let fd = opened.map_err(|error| self.failed(name, error.into()))?;
-        Ok(Shown { name, fd })
+        opened.map_err(|error| self.failed(name, error.into()))
     }
 
     /// What a file says now.
@@ -133,7 +154,7 @@ impl<'a> Process<'a> {
 /// An open file that the kernel writes anew, and as a whole, whenever it is read from its start.
 struct Shown {
     name: &'static str,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 impl Shown {
@@ -186,7 +207,8 @@ mod tests {
     #[test]
     fn a_file_is_read_whole_and_anew_each_time_whatever_its_length() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let shown = Shown { name: "test", fd: std::fs::File::open(file.path()).unwrap().into() };
+        let fd = Arc::new(std::fs::File::open(file.path()).unwrap().into());
+        let shown = Shown { name: "test", fd };
         let usual = FILE_BYTES_USUAL;
         for length in [0, 1, usual - 1, usual, usual + 1, FILE_BYTES_MAX] {
             std::fs::write(file.path(), "x".repeat(length)).unwrap();

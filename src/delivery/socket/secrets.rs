@@ -127,7 +127,6 @@ impl Connection {
     async fn decided(&self, secret: &SecretRef, now: BootInstant) -> Result<Authorized, Refusal> {
         let (policy, identity) = (&self.deps.policy, &self.caller.identity);
         if let Some(permit) = self.decisions.permit(policy, identity, secret, now) {
-            self.check_alive()?;
             return Ok(permit);
         }
         let permit = self.decide(secret).await?;
@@ -191,17 +190,10 @@ impl Connection {
         }
     }
 
-    /// The descriptor may have been passed on; its new holder was never identified. That the
-    /// connection ends with its connector is no substitute: a busy agent hears of an exit and of
-    /// what was asked after it at the same time.
+    /// What was waited for may have outlived the process that asked.
     pub(super) fn check_alive(&self) -> Result<(), Refusal> {
-        if self.caller.peer.still_alive() {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            StatusCode::FORBIDDEN,
-            "permission denied: the process that connected has exited",
-        ))
+        let runs = self.caller.connector.still_runs();
+        runs.then_some(()).ok_or_else(Refusal::connector_exited)
     }
 
     fn remembered(&self, target: &str, now: BootInstant) -> Option<Authorized> {
