@@ -1,5 +1,5 @@
-//! The agent's own server, on the socket in the victim's volume: what a liar hears there counts,
-//! not what a function says about it.
+//! The agent's own server, on the socket in the victim's volume and on the node's: what a liar
+//! hears there counts, not what a function says about it.
 //!
 //! It has one thread, which a test can hold: whatever happens meanwhile, the agent notices all of
 //! it at once, and too late to be warned by one thing of another. A busy node does the same, only
@@ -7,6 +7,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
@@ -14,12 +16,15 @@ use secrets_broker::audit::{Audit, AuditConfig, Output};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::task::BrokerTask;
 use secrets_broker::delivery::socket::{
-    self, BoundSocket, Deps, Limits, Ownership, PodDoor, Server, SourceDirectory,
+    self, BoundSocket, Deps, Limits, NodeDoor, Ownership, PodDoor, ProofToken, Server,
+    SourceDirectory,
 };
 use secrets_broker::domain::VolumeName;
 use secrets_broker::identity::ProofStrength;
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
+use secrets_broker::identity::pods::{DirectoryTask, WatchedNode};
 use secrets_broker::identity::self_test::NodeProof;
+use secrets_broker::identity::token::{Algorithm, Expectations, KeySource, Verification, Verifier};
 use secrets_broker::policy::{
     CompiledPolicy, Effect, GrantConfig, GrantLogin, Policy, PolicyConfig, Share, Who,
 };
@@ -32,12 +37,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::door::{AGENTS, Door};
 use crate::nobody_asks::NobodyAsks;
-use crate::place::victim;
+use crate::place::{NODE, attacker, victim};
+use crate::{api_server, cluster};
 
 /// What only the victim may hear.
 pub(crate) const SECRET: &str = "the-victims-own";
-/// What asks for it.
-pub(crate) const REQUEST: &[u8] = b"GET /v1/secret/data/victim HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// What asks for it, with a pod's token.
+pub(crate) fn request(token: &str) -> String {
+    let line = "GET /v1/secret/data/victim HTTP/1.1";
+    format!("{line}\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n")
+}
 
 /// One server with a socket for each of its doors.
 pub(crate) struct Agent {
@@ -65,11 +75,17 @@ impl Agent {
         };
         let stop = CancellationToken::new();
         let server = Server::new(limits, deps(directory, &runtime), Arc::new(proof), stop.clone());
+        let node = Arc::new(node_door(directory, &runtime, &stop));
         for door in AGENTS {
             let root = std::fs::File::open(directory).unwrap().into();
             let everybody = Ownership { uid: None, gid: None, mode: 0o666 };
             let socket = BoundSocket::bind_within(root, name(*door), everybody).unwrap();
-            let (server, stop, door) = (server.clone(), stop.clone(), opened(*door, volume));
+            let door = match door {
+                Door::PodSocket => socket::Door::Pod(pod_door(volume)),
+                Door::NodeSocket => socket::Door::Node(Arc::clone(&node)),
+                _ => unreachable!("the agent has no such door"),
+            };
+            let (server, stop) = (server.clone(), stop.clone());
             runtime.spawn(async move { server.run(door, socket, &stop).await });
         }
         drop(inside);
@@ -94,6 +110,35 @@ impl Agent {
         self.held.replace(Some(release));
     }
 
+    /// As [`Agent::hold`], but what `send` sends meanwhile is announced to the agent before it is
+    /// held. In about half of all cases it has not read it by then.
+    pub(crate) fn hold_once_announced(&self, send: impl FnOnce()) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (release, released) = mpsc::sync_channel::<()>(1);
+        let (hold, held) = mpsc::sync_channel(1);
+        let (wait, waits) = mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            ours.set_nonblocking(true).unwrap();
+            let ours = tokio::net::UnixStream::from_std(ours).unwrap();
+            let mut readable = std::pin::pin!(ours.readable());
+            let _ = std::future::poll_fn(|cx| {
+                let announced = readable.as_mut().poll(cx);
+                // The test waits for this one, too.
+                let _ = wait.try_send(());
+                announced
+            })
+            .await;
+            let _ = hold.send(());
+            let _ = released.recv();
+        });
+        waits.recv().unwrap();
+        self.hold();
+        send();
+        rustix::io::write(&theirs, b"now").unwrap();
+        self.held.replace(Some(release));
+        held.recv().unwrap();
+    }
+
     pub(crate) fn release(&self) {
         self.held.replace(None);
     }
@@ -103,19 +148,37 @@ impl Agent {
 fn name(door: Door) -> &'static str {
     match door {
         Door::PodSocket => "pod.sock",
+        Door::NodeSocket => "node.sock",
         Door::Victim | Door::Operator | Door::Kubelet => unreachable!("the agent has no such door"),
     }
 }
 
-/// The agent's own door.
-fn opened(door: Door, volume: &VolumeName) -> socket::Door {
-    match door {
-        Door::PodSocket => {
-            let (pod, volume) = (victim(), volume.clone());
-            socket::Door::Pod(PodDoor { pod, volume, role: None })
-        }
-        Door::Victim | Door::Operator | Door::Kubelet => unreachable!("the agent has no such door"),
-    }
+/// The socket in the victim's volume.
+fn pod_door(volume: &VolumeName) -> PodDoor {
+    PodDoor { pod: victim(), volume: volume.clone(), role: None }
+}
+
+/// The node's socket: pods are named by an API server, and each has to show its token.
+fn node_door(directory: &Path, runtime: &Runtime, stop: &CancellationToken) -> NodeDoor {
+    let watched = WatchedNode {
+        server: api_server::start(directory, &[victim(), attacker()]),
+        node: NODE.parse().unwrap(),
+        kubelet_root: "/nowhere".to_owned(),
+    };
+    let (pods, task) = DirectoryTask::new(&watched, Vec::new());
+    runtime.spawn(task.run(stop.clone()));
+    let keys = directory.join("keys.json");
+    std::fs::write(&keys, cluster::key_set().to_string()).unwrap();
+    std::fs::set_permissions(&keys, PermissionsExt::from_mode(0o600)).unwrap();
+    let expectations = Expectations {
+        issuers: vec![cluster::ISSUER.to_owned()],
+        audience: cluster::AUDIENCE.to_owned(),
+        algorithms: Algorithm::ALL.to_vec(),
+        node: watched.node,
+    };
+    let verification = Verification::Keys(KeySource::File(keys));
+    let verifier = runtime.block_on(Verifier::open(expectations, verification));
+    NodeDoor::new(pods, verifier, ProofToken::Required)
 }
 
 /// A local source with one secret, and a rule that lets the victim's account read it.

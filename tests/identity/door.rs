@@ -9,6 +9,8 @@ pub(crate) enum Door {
     Victim,
     /// The socket in the victim's volume, where the agent's own server answers.
     PodSocket,
+    /// The node's socket, where the agent's own server answers. Every liar has the victim's token.
+    NodeSocket,
     /// The operator socket.
     Operator,
     /// The CSI driver's socket.
@@ -16,15 +18,19 @@ pub(crate) enum Door {
 }
 
 /// Where a liar wants to be the victim.
-pub(crate) const PODS: &[Door] = &[Door::Victim, Door::PodSocket];
+pub(crate) const PODS: &[Door] = &[Door::Victim, Door::PodSocket, Door::NodeSocket];
 /// Where the agent's own server answers.
-pub(crate) const AGENTS: &[Door] = &[Door::PodSocket];
+pub(crate) const AGENTS: &[Door] = &[Door::PodSocket, Door::NodeSocket];
+/// Where a token counts.
+pub(crate) const NODES: &[Door] = &[Door::NodeSocket];
 /// Where a liar wants to be an operator.
 pub(crate) const OPERATORS: &[Door] = &[Door::Operator];
 /// Where a liar wants to be root of the host.
 pub(crate) const HOST: &[Door] = &[Door::Operator, Door::Kubelet];
-pub(crate) const PODS_AND_OPERATORS: &[Door] = &[Door::Victim, Door::PodSocket, Door::Operator];
-pub(crate) const ALL: &[Door] = &[Door::Victim, Door::PodSocket, Door::Operator, Door::Kubelet];
+pub(crate) const PODS_AND_OPERATORS: &[Door] =
+    &[Door::Victim, Door::PodSocket, Door::NodeSocket, Door::Operator];
+pub(crate) const ALL: &[Door] =
+    &[Door::Victim, Door::PodSocket, Door::NodeSocket, Door::Operator, Door::Kubelet];
 
 impl Door {
     /// Whether the agent's own server answers there.
@@ -43,6 +49,7 @@ impl fmt::Display for Door {
         f.write_str(match self {
             Self::Victim => "the victim's door",
             Self::PodSocket => "the victim's socket",
+            Self::NodeSocket => "the node's socket",
             Self::Operator => "the operators' door",
             Self::Kubelet => "the kubelet's door",
         })

@@ -61,7 +61,7 @@ pub(crate) fn credentials(rig: &Rig, door: Door) -> Tally {
 
 pub(crate) fn commands(rig: &Rig, door: Door) -> Tally {
     let name = match door {
-        Door::Victim | Door::PodSocket => VICTIMS_COMMAND,
+        Door::Victim | Door::PodSocket | Door::NodeSocket => VICTIMS_COMMAND,
         Door::Kubelet => "kubelet",
         Door::Operator => "x) S 1 (y",
     };
@@ -86,4 +86,17 @@ pub(crate) fn root(rig: &Rig, door: Door) -> Tally {
     let count = CONNECTIONS / cgroups.len() + 1;
     let knock = |cgroup: &String| rig.knock(&mut rig.actor_in(cgroup), door, count);
     cgroups.iter().map(knock).fold(Tally::default(), Tally::and)
+}
+
+/// Every liar at the node's socket has that token; this one has nothing else.
+pub(crate) fn stolen_token(rig: &Rig, door: Door) -> Tally {
+    let mut tally = Tally::default();
+    let mut thief = rig.actor_in(&rig.place.container(ATTACKER));
+    for _ in 0..CONNECTIONS {
+        rig.connect(&mut thief, door);
+        let accepted = rig.accept(door);
+        tally.count(rig.serves(&mut thief, &accepted, door), &["believes the token"]);
+        thief.tell("hang-up");
+    }
+    tally
 }

@@ -2,15 +2,18 @@
 //!
 //! Each class of lies is tried in a v1 and a v2 hierarchy and under both of the kubelet's drivers,
 //! on real sockets, at every door where it could pay ([`door`]): against the product's placement,
-//! and against its own server on a pod's socket ([`agent`]). An attempt counts as lost when the
-//! liar is taken for the victim, or for an operator, or hears the victim's secret. Each class also
-//! meets attestors that make the usual mistakes ([`weak`]); one of them must fall for it, or the
-//! class proves nothing.
+//! and against its own server on a pod's socket and on the node's ([`agent`]). An attempt counts as
+//! lost when the liar is taken for the victim, or for an operator, or hears the victim's secret.
+//! Each class also meets attestors that make the usual mistakes ([`weak`]); one of them must fall
+//! for it, or the class proves nothing.
 //!
 //! Takes root. What is made lies below one name in each hierarchy and is removed again, also after
 //! a panic.
 
 mod agent;
+mod api_server;
+#[path = "../support/cluster.rs"]
+mod cluster;
 mod door;
 mod forged;
 mod genuine;
@@ -28,7 +31,7 @@ mod weak;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use door::{ALL, Door, HOST, OPERATORS, PODS, PODS_AND_OPERATORS};
+use door::{AGENTS, ALL, Door, HOST, NODES, OPERATORS, PODS, PODS_AND_OPERATORS};
 use rig::{Rig, Tally};
 
 /// The least number of forgeries a run makes.
@@ -37,7 +40,7 @@ const ATTEMPTS_MIN: usize = 10_000;
 /// What a class of lies is, the doors where it could pay, and how it is told.
 type Class = (&'static str, &'static [Door], fn(&Rig, Door) -> Tally);
 
-const CLASSES: [Class; 17] = [
+const CLASSES: [Class; 19] = [
     ("victim's names below the attacker's own container", PODS, forged::below_a_container),
     ("victim's names in a cgroup that a user was given", PODS, forged::in_a_delegated_cgroup),
     ("victim's names beside the kubelet's root", PODS, forged::beside_the_root),
@@ -48,9 +51,11 @@ const CLASSES: [Class; 17] = [
     ("the victim's cgroup bound over a mount of the attacker", PODS, lies::mountinfo),
     ("uids, gids and groups of others", PODS_AND_OPERATORS, lies::credentials),
     ("commands and arguments of others", ALL, lies::commands),
+    ("the victim's token in another pod's hands", NODES, lies::stolen_token),
     ("root in a container", HOST, lies::root),
     ("the pid of a gone attacker, given to the victim", PODS, processes::reused_pid),
     ("a socket that the victim passed on before it went", PODS, processes::passed_socket),
+    ("behind the victim's last request", AGENTS, processes::behind_the_victims_last),
     ("a socket inherited from a victim that went", PODS, processes::inherited_socket),
     ("exec of the victim's program after connecting", PODS, processes::exec_as_the_victim),
     (

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use secrets_broker::domain::{Pod, ServiceAccount};
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
 
+use crate::cluster;
 use crate::tree::{Tree, Trees};
 
 pub(crate) const VICTIM: &str = "7d2c5a0e-3f1b-4c8d-9e6f-0a1b2c3d4e5f";
@@ -86,12 +87,34 @@ fn root(name: &str, driver: Driver) -> String {
     }
 }
 
-/// The victim, as the volume of its socket knows it.
+/// The node that they are on.
+pub(crate) const NODE: &str = "node-1";
+
+/// The victim, as the volume of its socket and the API server know it.
 pub(crate) fn victim() -> Arc<Pod> {
+    pod(VICTIM, "shop", "web")
+}
+
+/// The attacker's pod, as the API server knows it.
+pub(crate) fn attacker() -> Arc<Pod> {
+    pod(ATTACKER, "stranger", "idle")
+}
+
+fn pod(uid: &str, namespace: &str, account: &str) -> Arc<Pod> {
     let account = ServiceAccount {
-        namespace: "shop".parse().unwrap(),
-        name: "web".parse().unwrap(),
+        namespace: namespace.parse().unwrap(),
+        name: account.parse().unwrap(),
         uid: "5d1c4a0e-3f1b-4c8d-9e6f-0a1b2c3d4e5f".parse().unwrap(),
     };
-    Arc::new(Pod { uid: VICTIM.parse().unwrap(), name: "web-0".parse().unwrap(), account })
+    Arc::new(Pod { uid: uid.parse().unwrap(), name: "web-0".parse().unwrap(), account })
+}
+
+/// The victim's own token, genuine in every respect.
+pub(crate) fn victims_token() -> String {
+    let pod = victim();
+    let account = &pod.account;
+    let [namespace, name, uid] =
+        [account.namespace.to_string(), pod.name.to_string(), pod.uid.to_string()];
+    let (account, account_uid) = (account.name.to_string(), account.uid.to_string());
+    cluster::Pod { namespace, name, uid, account, account_uid }.token()
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use rustix::net::{RecvFlags, recv};
 
+use crate::agent::SECRET;
 use crate::door::Door;
 use crate::place::{ATTACKER, VICTIM};
 use crate::puppet;
@@ -47,7 +48,7 @@ fn identified(rig: &Rig, victim: &mut Actor, door: Door) -> (Accepted, &'static 
 /// chance to notice that.
 fn served_to(rig: &Rig, holder: &mut Actor, accepted: &Accepted, door: Door) -> bool {
     if door == Door::Victim {
-        holder.tell("ask");
+        rig.asks(holder);
         assert!(asked(accepted), "the process holds the socket");
     }
     rig.serves(holder, accepted, door)
@@ -68,6 +69,31 @@ pub(crate) fn passed_socket(rig: &Rig, door: Door) -> Tally {
         victim.tell("exit");
         victim.reap();
         tally.count(served_to(rig, &mut attacker, &accepted, door), asked_once);
+        attacker.tell("hang-up");
+    }
+    tally
+}
+
+/// The victim asks once more before it passes its socket on and goes, and the attacker asks right
+/// behind it, before the agent has read either.
+pub(crate) fn behind_the_victims_last(rig: &Rig, door: Door) -> Tally {
+    let mut tally = Tally::default();
+    let mut attacker = rig.actor_in(&rig.place.container(ATTACKER));
+    let meeting = rig.directory.path().join("meeting");
+    for _ in 0..PROCESSES {
+        attacker.tell(&format!("await {}", meeting.display()));
+        let mut victim = rig.actor_in(&rig.place.container(VICTIM));
+        let (_, asked_once) = identified(rig, &mut victim, door);
+        rig.looks_away_when_asked(&mut victim);
+        victim.tell(&format!("pass {}", meeting.display()));
+        attacker.tell("take");
+        victim.tell("exit");
+        victim.reap();
+        rig.asks(&mut attacker);
+        let heard = rig.hears_out(&mut attacker).matches(SECRET).count();
+        // Unheard, the victim's own came too late to bring anything along.
+        let in_time = heard > 0;
+        tally.count(heard > 1, if in_time { asked_once } else { &[] });
         attacker.tell("hang-up");
     }
     tally

@@ -72,8 +72,9 @@ impl Puppet {
             ["connect", path] => self.connect(path)?,
             ["hang-up"] => self.sockets.clear(),
             // Who was refused already is told so by `hear`.
-            ["ask"] => _ = write(self.socket()?, agent::REQUEST),
+            ["ask", token] => _ = write(self.socket()?, agent::request(token).as_bytes()),
             ["hear"] => return self.hear(),
+            ["hear-out"] => return self.hear_out(),
             // SAFETY: the program that ran here before left this descriptor open for us.
             ["adopt", fd] => self.sockets.push(unsafe { OwnedFd::from_raw_fd(fd.parse()?) }),
             ["make", path] => std::fs::create_dir_all(path)?,
@@ -126,6 +127,16 @@ impl Puppet {
             Ok(length) => Ok(String::from_utf8_lossy(&reply[..length]).replace(['\r', '\n'], " ")),
             Err(Errno::CONNRESET) => Ok(String::new()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn hear_out(&self) -> Outcome {
+        let mut all = String::new();
+        loop {
+            match self.hear()? {
+                more if more.is_empty() => return Ok(all),
+                more => all += &more,
+            }
         }
     }
 

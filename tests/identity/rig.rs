@@ -13,13 +13,13 @@ use tokio::net::UnixStream;
 
 use crate::agent::{self, Agent};
 use crate::door::Door;
-use crate::place::{Place, victim};
+use crate::place::{Place, victim, victims_token};
 use crate::stage::Actor;
 use crate::tree::Trees;
 use crate::weak::{self, Weakness};
 
 /// Attempts of one class in one place, where an attempt is a connection.
-pub(crate) const CONNECTIONS: usize = 260;
+pub(crate) const CONNECTIONS: usize = 130;
 /// The same where an attempt takes a process or more of its own.
 pub(crate) const PROCESSES: usize = 50;
 
@@ -29,6 +29,7 @@ pub(crate) struct Rig {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) victim: Arc<Pod>,
     volume: VolumeName,
+    victims_token: String,
     agent: Agent,
     listener: UnixListener,
     runtime: tokio::runtime::Runtime,
@@ -56,7 +57,8 @@ impl Rig {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let volume: VolumeName = "victims-volume".parse().unwrap();
         let agent = Agent::start(directory.path(), &place.kubelet, &volume);
-        Self { place, directory, victim: victim(), volume, agent, listener, runtime }
+        let (victim, victims_token) = (victim(), victims_token());
+        Self { place, directory, victim, volume, victims_token, agent, listener, runtime }
     }
 
     fn socket(&self) -> PathBuf {
@@ -78,6 +80,17 @@ impl Rig {
         self.agent.hold();
     }
 
+    /// The same, once what this actor asks is announced to it.
+    pub(crate) fn looks_away_when_asked(&self, actor: &mut Actor) {
+        self.agent.hold_once_announced(|| self.asks(actor));
+    }
+
+    /// Looks again; what the holder of the socket hears until the agent hangs up.
+    pub(crate) fn hears_out(&self, holder: &mut Actor) -> String {
+        self.agent.release();
+        holder.tell("hear-out")
+    }
+
     /// An actor in a cgroup.
     pub(crate) fn actor_in(&self, cgroup: &str) -> Actor {
         let actor = Actor::start();
@@ -97,17 +110,23 @@ impl Rig {
         Accepted { peer, believed, stream }
     }
 
+    /// The holder of a socket sends the request that only the victim's should be answered. With the
+    /// victim's token, which changes nothing but at the node's socket.
+    pub(crate) fn asks(&self, holder: &mut Actor) {
+        holder.tell(&format!("ask {}", self.victims_token));
+    }
+
     /// Whether the product serves this caller what only the door's owner may have, right now. At a
     /// door of the agent's, `holder` of the socket asks and says what it heard.
     pub(crate) fn serves(&self, holder: &mut Actor, accepted: &Accepted, door: Door) -> bool {
         if door.is_the_agents() {
-            holder.tell("ask");
+            self.asks(holder);
             self.agent.release();
             return holder.tell("hear").contains(agent::SECRET);
         }
         let Ok(peer) = &accepted.peer else { return false };
         let identified = match door {
-            Door::PodSocket => unreachable!("the agent judges"),
+            Door::PodSocket | Door::NodeSocket => unreachable!("the agent judges"),
             Door::Victim => peer.identify_in_pod(&self.victim, &self.volume, None).is_ok(),
             Door::Operator => peer.identify(Listener::Operator).is_ok(),
             Door::Kubelet => peer.host_root().is_ok(),

@@ -29,7 +29,7 @@ pub(crate) fn believed(stream: &UnixStream, kubelet: &KubeletCgroup, door: Door)
     let groups = sys::peer_groups(stream.as_fd()).unwrap_or_default();
     let placed = placement(&file("cgroup"), Some(kubelet));
     let mistakes: [(Weakness, bool); 7] = match door {
-        Door::Victim | Door::PodSocket => [
+        Door::Victim | Door::PodSocket | Door::NodeSocket => [
             ("searches the cgroup", names_victim(&file("cgroup"))),
             ("reads mountinfo", names_victim(&file("mountinfo"))),
             ("trusts the pid", is_victim(&placed)),

@@ -15,6 +15,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+/// Who issues pods' tokens.
+pub const ISSUER: &str = "https://kubernetes.default.svc";
+/// Whom they are meant for.
+pub const AUDIENCE: &str = "vault";
 const KEY_ID: &str = "tests";
 
 static KEY: LazyLock<EcdsaKeyPair> =
@@ -72,11 +76,11 @@ impl Pod {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let header = json!({ "alg": "ES256", "kid": KEY_ID });
         let claims = json!({
-            "aud": ["vault"],
+            "aud": [AUDIENCE],
             "exp": now + 3600,
             "iat": now,
             "nbf": now,
-            "iss": "https://kubernetes.default.svc",
+            "iss": ISSUER,
             "sub": format!("system:serviceaccount:{}:{}", self.namespace, self.account),
             "kubernetes.io": {
                 "namespace": self.namespace,
