@@ -28,8 +28,8 @@ use report::{median, verdict};
 
 const RATE_LEAST: f64 = 0.85;
 const P99_MOST: f64 = 1.5;
-const ROUNDS: usize = 21;
-const ROUND: Duration = Duration::from_millis(300);
+const ROUNDS: usize = 63;
+const ROUND: Duration = Duration::from_millis(100);
 const KV: &str = "secret/data/shop/web";
 const LEASED: &str = "database/creds/shop";
 const CONFIG: &str = r#"
@@ -83,7 +83,6 @@ fn main() -> io::Result<()> {
             ("1", Connections::Kept(1)),
             ("16", Connections::Kept(16)),
             ("64", Connections::Kept(64)),
-            ("4, new per request", Connections::New(4)),
         ];
         let shapes = if path == KV { &all[..] } else { &all[1..2] };
         for (label, shape) in shapes {
