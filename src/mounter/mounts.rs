@@ -177,8 +177,10 @@ impl Mounts {
 
     /// Unmounts a target and removes its directory.
     pub(super) fn unbind(&self, target: &Target) -> Result<(), Failure> {
-        let Some(parent) = self.target_parent(target.key())? else { return Ok(()) };
-        self.clear(&parent, TARGET_DIRECTORY, "the target")
+        self.unless_behind_a_link(target.key(), (), || {
+            let Some(parent) = self.target_parent(target.key())? else { return Ok(()) };
+            self.clear(&parent, TARGET_DIRECTORY, "the target")
+        })
     }
 
     /// Unmounts a volume's tmpfs and removes its private directory.
@@ -250,14 +252,43 @@ impl Mounts {
 
     /// Whether the volume's target has a mount of ours on it.
     fn bound(&self, key: &VolumeKey, table: &[MountLine]) -> Result<bool, Failure> {
-        let Some(parent) = self.target_parent(key)? else { return Ok(false) };
-        let target = if_there(open_directory(parent.as_fd(), TARGET_DIRECTORY))
-            .map_err(failed("open the target"))?;
-        let Some(target) = target else { return Ok(false) };
-        match mounted_on(&target, table).map_err(failed("look at the target"))? {
-            On::Mount(line) => Ok(self.is_ours(line)),
-            On::Nothing | On::Unknown => Ok(false),
+        self.unless_behind_a_link(key, false, || {
+            let Some(parent) = self.target_parent(key)? else { return Ok(false) };
+            let target = if_there(open_directory(parent.as_fd(), TARGET_DIRECTORY))
+                .map_err(failed("open the target"))?;
+            let Some(target) = target else { return Ok(false) };
+            match mounted_on(&target, table).map_err(failed("look at the target"))? {
+                On::Mount(line) => Ok(self.is_ours(line)),
+                On::Nothing | On::Unknown => Ok(false),
+            }
+        })
+    }
+
+    /// What is found at a target, or `nothing` where a link stands in the way of a volume that is
+    /// mounted in its private place only: binding follows no link, so nothing of it is behind one.
+    fn unless_behind_a_link<T>(
+        &self,
+        key: &VolumeKey,
+        nothing: T,
+        find: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match find() {
+            Err(Failure::System { errno: libc::ELOOP, .. }) if !self.has_copies(key)? => {
+                Ok(nothing)
+            }
+            found => found,
         }
+    }
+
+    /// Whether the volume's tmpfs is mounted outside of its private place.
+    fn has_copies(&self, key: &VolumeKey) -> Result<bool, Failure> {
+        let table = table()?;
+        let Some(directory) = self.private_directory(key)? else { return Ok(false) };
+        let line = self.ours(&directory, &table, "its private directory")?;
+        let is_copy = |line: &MountLine, other: &MountLine| {
+            other.device == line.device && other.id != line.id && self.is_ours(other)
+        };
+        Ok(line.is_some_and(|line| table.iter().any(|other| is_copy(line, other))))
     }
 
     /// Our mount on an open directory, if one is there; anything else there is a failure.

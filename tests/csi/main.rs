@@ -1,5 +1,5 @@
-//! The agent's driver: csi-sanity, the CSI project's own tests, against it, and a node full of pods
-//! that ask for each other's secrets (`matrix`).
+//! The agent's driver: csi-sanity, the CSI project's own tests, against it, calls that no kubelet
+//! would make (`hostile_calls`), and pods that ask for each other's secrets (`matrix`).
 //!
 //! csi-sanity cannot ask for an inline volume as a kubelet does: volumes come from a Controller
 //! service, are published writable, and their targets end in `/target`. So it tries the driver
@@ -14,6 +14,7 @@ mod cluster;
 mod csi_driver;
 #[path = "../support/fake_vault.rs"]
 mod fake_vault;
+mod hostile_calls;
 mod leaks;
 mod matrix;
 #[path = "../support/pod_cgroups.rs"]
@@ -57,6 +58,7 @@ node = "node-1"
 kubelet_root = "{dir}/kubelet"
 keys_file = "{dir}/keys.json"
 issuers = ["https://kubernetes.default.svc"]
+volume_bytes_total = "8MiB"
 
 [[grants]]
 name = "pods"

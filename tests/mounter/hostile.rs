@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 use secrets_broker::mounter::protocol::{Reply, Request};
-use secrets_broker::mounter::{Failure, KubeletRoot, Mounter, Target, TargetError};
+use secrets_broker::mounter::{Failure, KubeletRoot, Mounter, MounterError, Target, TargetError};
 
 use crate::rig::{Rig, in_own_namespace, key, mount_at, ours, raw, size};
 use crate::volumes::failure;
@@ -80,15 +80,36 @@ fn a_link_anywhere_in_a_target_is_not_followed() {
         std::fs::create_dir_all(outside.join(mount.strip_prefix(link).unwrap().trim_matches('/')))
             .unwrap();
         symlink(&outside, &place).unwrap();
-        for refused in [rig.wait(client.bind(&key, &target)), rig.wait(client.unbind(&target))] {
-            let failure = failure(refused);
-            let Failure::System { errno, .. } = failure else { panic!("{link}: {failure}") };
-            assert_eq!(errno, libc::ELOOP, "{link}");
-        }
+        assert_eq!(errno(rig.wait(client.bind(&key, &target))), libc::ELOOP, "{link}");
+        // Nothing of it can be behind a link, so nothing is to be done there.
+        rig.wait(client.unbind(&target)).unwrap();
         std::fs::remove_file(&place).unwrap();
         std::fs::create_dir_all(root.join("pods")).unwrap();
     }
     assert_eq!(ours().len(), 1, "{:?}", ours());
+
+    // Unless it was bound before somebody moved the directory away.
+    std::fs::remove_dir_all(root.join("pods")).unwrap();
+    rig.make_pod(&key);
+    rig.wait(client.bind(&key, &target)).unwrap();
+    let moved = rig.directory.path().join("moved");
+    std::fs::rename(root.join("pods"), &moved).unwrap();
+    symlink(&moved, root.join("pods")).unwrap();
+    assert_eq!(errno(rig.wait(client.unbind(&target))), libc::ELOOP);
+    assert_eq!(ours().len(), 2, "{:?}", ours());
+    std::fs::remove_file(root.join("pods")).unwrap();
+    std::fs::rename(&moved, root.join("pods")).unwrap();
+    rig.wait(client.unbind(&target)).unwrap();
+    rig.wait(client.discard(&key)).unwrap();
+    assert_eq!(ours().len(), 0, "{:?}", ours());
+}
+
+/// The number of a system call's failure.
+fn errno(result: Result<(), MounterError>) -> i32 {
+    match failure(result) {
+        Failure::System { errno, .. } => errno,
+        other => panic!("{other}"),
+    }
 }
 
 #[test]

@@ -55,6 +55,24 @@ pub fn uid() -> String {
     parts.join("-")
 }
 
+/// The head of every token.
+pub fn header() -> Value {
+    json!({ "alg": "ES256", "kid": KEY_ID })
+}
+
+/// A token with the cluster's signature, whatever it says.
+pub fn signed(header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| encode(value.to_string().as_bytes());
+    let signed = format!("{}.{}", part(header), part(claims));
+    let signature = KEY.sign(&SystemRandom::new(), signed.as_bytes()).expect("sign");
+    format!("{signed}.{}", encode(signature.as_ref()))
+}
+
+/// A token as the kubelet passes it on.
+pub fn passed_on(token: &str) -> String {
+    json!({ (AUDIENCE): { "token": token, "expirationTimestamp": "later" } }).to_string()
+}
+
 /// A pod of the node.
 pub struct Pod {
     pub namespace: String,
@@ -73,9 +91,13 @@ impl Pod {
 
     /// The pod's token for Vault.
     pub fn token(&self) -> String {
+        signed(&header(), &self.claims())
+    }
+
+    /// What the API server says of the pod in its token.
+    pub fn claims(&self) -> Value {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let header = json!({ "alg": "ES256", "kid": KEY_ID });
-        let claims = json!({
+        json!({
             "aud": [AUDIENCE],
             "exp": now + 3600,
             "iat": now,
@@ -88,16 +110,12 @@ impl Pod {
                 "pod": { "name": self.name, "uid": self.uid },
                 "serviceaccount": { "name": self.account, "uid": self.account_uid },
             },
-        });
-        let part = |value: Value| encode(value.to_string().as_bytes());
-        let signed = format!("{}.{}", part(header), part(claims));
-        let signature = KEY.sign(&SystemRandom::new(), signed.as_bytes()).expect("sign");
-        format!("{signed}.{}", encode(signature.as_ref()))
+        })
     }
 
     /// How the kubelet passes tokens on.
     pub fn tokens(&self) -> String {
-        json!({ "vault": { "token": self.token(), "expirationTimestamp": "later" } }).to_string()
+        passed_on(&self.token())
     }
 
     /// What the kubelet says of the pod's volume, with the attributes in the pod's manifest.

@@ -17,35 +17,35 @@ use tokio::net::UnixStream;
 use crate::cluster::Pod;
 
 /// Where the kubelet passes tokens on.
-const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+pub const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// Flags and length before each message.
 const FRAME: usize = 5;
 
 /// As in the CSI's `csi.proto`.
 #[derive(Clone, PartialEq, Message)]
-struct NodePublishVolumeRequest {
+pub struct NodePublishVolumeRequest {
     #[prost(string, tag = "1")]
-    volume_id: String,
+    pub volume_id: String,
     #[prost(string, tag = "4")]
-    target_path: String,
+    pub target_path: String,
     #[prost(message, optional, tag = "5")]
-    volume_capability: Option<VolumeCapability>,
+    pub volume_capability: Option<VolumeCapability>,
     #[prost(bool, tag = "6")]
-    readonly: bool,
+    pub readonly: bool,
     #[prost(btree_map = "string, string", tag = "7")]
-    secrets: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, String>,
     #[prost(btree_map = "string, string", tag = "8")]
-    volume_context: BTreeMap<String, String>,
+    pub volume_context: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct VolumeCapability {
+pub struct VolumeCapability {
     #[prost(message, optional, tag = "2")]
     mount: Option<MountVolume>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct MountVolume {}
+pub struct MountVolume {}
 
 #[derive(Clone, PartialEq, Message)]
 struct NodeUnpublishVolumeRequest {
@@ -101,17 +101,33 @@ impl CsiDriver {
         attributes: &[(&str, &str)],
         tokens: String,
     ) -> Result<(), Refused> {
+        let mut request = self.request(pod, volume, attributes);
+        request.secrets.insert(TOKENS.to_owned(), tokens);
+        self.send(&request).await
+    }
+
+    /// What a kubelet would send, once it has made the pod's directory.
+    pub fn request(
+        &self,
+        pod: &Pod,
+        volume: &str,
+        attributes: &[(&str, &str)],
+    ) -> NodePublishVolumeRequest {
         let target = target(&self.kubelet, pod, volume);
         fs::create_dir_all(target.parent().expect("a parent")).expect("make the pod's directory");
-        let request = NodePublishVolumeRequest {
+        NodePublishVolumeRequest {
             volume_id: id(pod, volume),
             target_path: text(&target),
             volume_capability: Some(VolumeCapability { mount: Some(MountVolume {}) }),
             readonly: true,
-            secrets: BTreeMap::from([(TOKENS.to_owned(), tokens)]),
+            secrets: BTreeMap::from([(TOKENS.to_owned(), pod.tokens())]),
             volume_context: pod.volume_context(attributes),
-        };
-        self.call("NodePublishVolume", &request).await
+        }
+    }
+
+    /// Sends it, changed or not.
+    pub async fn send(&self, request: &NodePublishVolumeRequest) -> Result<(), Refused> {
+        self.call("NodePublishVolume", request).await
     }
 
     /// Takes the volume away again.
