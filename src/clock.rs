@@ -73,7 +73,7 @@ impl BootTimer {
     /// Creates a disarmed timer; must be called inside a tokio runtime.
     pub fn new() -> std::io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Self(crate::sys::watch_readable(timerfd_create(TimerfdClockId::Boottime, flags)?)?))
+        Ok(Self(crate::sys::watch_owned(timerfd_create(TimerfdClockId::Boottime, flags)?)?))
     }
 
     /// Arms the timer for `deadline` (a past one fires at once); `None` disarms it.

@@ -90,7 +90,8 @@ pub fn harden() -> Hardened {
     Hardened { steps }
 }
 
-/// A connection takes two descriptors, and the usual soft limit is for programs that use `select`.
+/// A connection takes three descriptors, and the usual soft limit is for programs that use
+/// `select`.
 fn raise_descriptors() -> rustix::io::Result<()> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };

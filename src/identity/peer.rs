@@ -4,17 +4,17 @@
 //! it is still alive, so that all of it belonged to one process. The credentials are those of the
 //! process that called `connect`, at that moment; a descriptor that is passed on or inherited keeps
 //! them, so a server asks [`Peer::still_alive`] again after it has decided and before it writes,
-//! and waits for [`Peer::exited`] to drop the connection with its connector.
+//! and watches [`Peer::exited`] to drop the connection with its connector.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::cgroup::Placement;
@@ -26,6 +26,8 @@ use crate::sys;
 
 /// How often a peer without a pidfd is looked at.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Questions about one peer after which more are expected: a first request causes up to four.
+const ASKED_OFTEN: u32 = 5;
 
 /// Why a peer has no identity. Callers without one are refused before anything else.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +83,7 @@ pub enum PeerError {
 pub struct Peer {
     uid: u32,
     gid: u32,
-    /// Of users of the host: what runs in a pod has none that count.
+    /// Of users of the host; nobody else's count.
     groups: Vec<u32>,
     placement: Placement,
     /// Looked at on the host only: what runs in a pod is never a user.
@@ -93,7 +95,7 @@ pub struct Peer {
 
 #[derive(Debug)]
 enum Handle {
-    PidFd(Watchable),
+    PidFd(PidFd),
     /// Before Linux 6.5: `/proc/<pid>`, opened after the fact. It pins the process from then on,
     /// but the pid may have been reused between `connect` and here.
     ProcDirectory(OwnedFd, i32),
@@ -101,11 +103,13 @@ enum Handle {
     Nothing,
 }
 
-/// A pidfd. It is watched only by whoever waits for the exit: most connections are over before.
 #[derive(Debug)]
-struct Watchable {
-    pidfd: Arc<OwnedFd>,
-    watched: OnceLock<AsyncFd<Arc<OwnedFd>>>,
+struct PidFd {
+    pidfd: OwnedFd,
+    /// Questions up to now, until there are many.
+    asked: AtomicU32,
+    /// An epoll instance that holds nothing else, once there were.
+    epoll: OnceLock<OwnedFd>,
 }
 
 /// What `/proc` tells about a peer.
@@ -251,10 +255,11 @@ impl Peer {
         }
     }
 
-    /// Whether the process that connected still runs. One system call; never blocks.
+    /// Whether the process that connected still runs. One system call; never blocks. To be asked by
+    /// one thread at a time: see `PidFd::has_exited`.
     pub fn still_alive(&self) -> bool {
         match &self.handle {
-            Handle::PidFd(process) => !is_readable(process.pidfd.as_fd()),
+            Handle::PidFd(process) => !process.has_exited(),
             Handle::ProcDirectory(directory, pid) => {
                 Process::of_directory(directory, *pid).is_running()
             }
@@ -262,40 +267,16 @@ impl Peer {
         }
     }
 
-    /// Whether the runtime has heard that the process exited. While somebody waits for
-    /// [`Peer::exited`] this costs no system call, and the runtime hears of things in the order in
-    /// which they happen: who was woken by bytes, and then reads what somebody sent after the exit,
-    /// has it told here.
-    pub fn exit_was_heard(&self) -> bool {
-        let watched = match &self.handle {
-            Handle::PidFd(process) => process.watched.get(),
-            Handle::ProcDirectory(..) | Handle::Nothing => None,
-        };
-        let Some(watched) = watched else { return !self.still_alive() };
-        let exited = |pidfd: &Arc<OwnedFd>| match is_readable(pidfd.as_fd()) {
-            true => Ok(()),
-            false => Err(io::ErrorKind::WouldBlock.into()),
-        };
-        watched.try_io(Interest::READABLE, exited).is_ok()
-    }
-
     /// Waits until the process that connected has exited. Cancel-safe.
     pub async fn exited(&self) {
-        match &self.handle {
-            Handle::PidFd(process) => {
-                let watched = process.watch();
-                // What was sent before the watch began may have been announced before the exit is.
-                if !self.still_alive() {
-                    return;
-                }
-                if let Some(watched) = watched
-                    && watched.readable().await.is_ok()
-                {
-                    return;
-                }
-            }
-            Handle::ProcDirectory(..) => {}
-            Handle::Nothing => return std::future::pending().await,
+        if let Handle::PidFd(process) = &self.handle
+            && let Ok(watched) = sys::watch_readable(process.pidfd.as_fd())
+            && watched.readable().await.is_ok()
+        {
+            return;
+        }
+        if matches!(self.handle, Handle::Nothing) {
+            return std::future::pending().await;
         }
         while self.still_alive() {
             tokio::time::sleep(LIVENESS_INTERVAL).await;
@@ -305,18 +286,35 @@ impl Peer {
 
 impl Handle {
     fn pid_fd(pidfd: OwnedFd) -> Self {
-        Self::PidFd(Watchable { pidfd: Arc::new(pidfd), watched: OnceLock::new() })
+        Self::PidFd(PidFd { pidfd, asked: AtomicU32::new(0), epoll: OnceLock::new() })
     }
 }
 
-impl Watchable {
-    /// `None` if the runtime takes no more watches.
-    fn watch(&self) -> Option<&AsyncFd<Arc<OwnedFd>>> {
-        if self.watched.get().is_none() {
-            // Whoever was faster has watched it.
-            let _ = self.watched.set(sys::watch_shared(Arc::clone(&self.pidfd)).ok()?);
+impl PidFd {
+    /// A pidfd is readable once its process has exited.
+    ///
+    /// To `poll` a descriptor the kernel copies a list, prepares to wait and asks the file. An
+    /// epoll instance was told already: a question costs half as much, and making one as much as a
+    /// few. The kernel looks without a lock, so while one thread takes an event out of an instance,
+    /// another may be told that there is none: each peer has its own, for one thread at a time.
+    fn has_exited(&self) -> bool {
+        if let Some(epoll) = self.epoll.get() {
+            return has_event(epoll);
         }
-        self.watched.get()
+        if self.asked.fetch_add(1, Ordering::Relaxed) == ASKED_OFTEN
+            && let Ok(epoll) = self.watching_epoll()
+        {
+            // Whoever was faster has an equal one.
+            let _ = self.epoll.set(epoll);
+        }
+        is_readable(self.pidfd.as_fd())
+    }
+
+    fn watching_epoll(&self) -> rustix::io::Result<OwnedFd> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // Level-triggered: an exit is told each time.
+        epoll::add(&epoll, &self.pidfd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(epoll)
     }
 }
 
@@ -344,6 +342,13 @@ fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())
         .map_err(|error| PeerError::Proc { pid, file: "", source: error.into() })
+}
+
+fn has_event(epoll: &OwnedFd) -> bool {
+    let mut event = [MaybeUninit::<epoll::Event>::uninit()];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // As below.
+    epoll::wait(epoll, &mut event[..], Some(&now)).map_or(true, |(events, _)| !events.is_empty())
 }
 
 fn is_readable(fd: BorrowedFd<'_>) -> bool {

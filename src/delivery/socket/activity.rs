@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -53,50 +53,24 @@ impl Patience {
     }
 }
 
-/// What the connection's own task notes; others look.
+/// The current phase and how many phases there have been, in one word: `count << 2 | phase`.
 #[derive(Debug, Default)]
-pub(super) struct Activity {
-    /// The current phase and how many phases there have been: `count << 2 | phase`.
-    phases: AtomicU64,
-    /// The runtime has yet to say that there are bytes.
-    waits: AtomicBool,
-    /// It said so for those that were read last, and no request of them was answered yet.
-    was_woken: AtomicBool,
-}
+pub(super) struct Activity(AtomicU64);
 
 impl Activity {
     /// Enters a phase. Only the connection's own task writes, so a load and a store are enough.
     pub(super) fn enter(&self, phase: Phase) {
-        let count = self.phases.load(Ordering::Relaxed) >> 2;
-        self.phases.store((count + 1) << 2 | phase as u64, Ordering::Relaxed);
+        let count = self.0.load(Ordering::Relaxed) >> 2;
+        self.0.store((count + 1) << 2 | phase as u64, Ordering::Relaxed);
     }
 
     /// The current phase.
     pub(super) fn phase(&self) -> Phase {
-        match self.phases.load(Ordering::Relaxed) & 3 {
+        match self.0.load(Ordering::Relaxed) & 3 {
             0 => Phase::Idle,
             1 => Phase::Head,
             2 => Phase::Serving,
             _ => Phase::Writing,
-        }
-    }
-
-    /// Whether the last bytes of the request that is now to be answered were read after the runtime
-    /// was asked for them and woke the connection, and no other request came with them. Asked once
-    /// per request.
-    pub(super) fn take_was_woken(&self) -> bool {
-        let was_woken = self.was_woken.load(Ordering::Relaxed);
-        self.was_woken.store(false, Ordering::Relaxed);
-        was_woken
-    }
-
-    fn note_read(&self, ready: bool) {
-        if ready {
-            self.was_woken.store(self.waits.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.waits.store(false, Ordering::Relaxed);
-        } else if tokio::task::coop::has_budget_remaining() {
-            // Without budget a task is sent away although there may be bytes.
-            self.waits.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -111,7 +85,7 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Starts watching.
     pub(super) fn new(activity: &Activity) -> Self {
-        Self { seen: activity.phases.load(Ordering::Relaxed), lasted: Duration::ZERO }
+        Self { seen: activity.0.load(Ordering::Relaxed), lasted: Duration::ZERO }
     }
 
     /// Looks again after `elapsed`; tells the phase whose patience has run out.
@@ -121,7 +95,7 @@ impl Watchdog {
         elapsed: Duration,
         patience: &Patience,
     ) -> Option<Phase> {
-        let now = activity.phases.load(Ordering::Relaxed);
+        let now = activity.0.load(Ordering::Relaxed);
         if now != self.seen {
             (self.seen, self.lasted) = (now, Duration::ZERO);
             return None;
@@ -151,9 +125,7 @@ impl<T: Read + Unpin> Read for Watched<T> {
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
-        self.activity.note_read(read.is_ready());
-        ready!(read)?;
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
         if self.activity.phase() == Phase::Idle {
             self.activity.enter(Phase::Head);
         }
@@ -273,46 +245,5 @@ mod tests {
         activity.enter(Phase::Head);
         assert_eq!(watchdog.look(&activity, SECOND, &PATIENCE), None);
         assert_eq!(watchdog.look(&activity, SECOND, &PATIENCE), Some(Phase::Head));
-    }
-
-    /// Whether there are bytes, at each time when a connection asks.
-    struct Scripted(std::vec::IntoIter<bool>);
-
-    impl Read for Scripted {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            mut buffer: ReadBufCursor<'_>,
-        ) -> Poll<io::Result<()>> {
-            if self.0.next().unwrap() {
-                buffer.put_slice(b"x");
-                return Poll::Ready(Ok(()));
-            }
-            Poll::Pending
-        }
-    }
-
-    #[test]
-    fn a_request_was_waited_for_if_its_last_bytes_were_and_it_came_alone() {
-        let rows = [
-            (vec![true], [false, false]),
-            (vec![false, true], [true, false]),
-            (vec![false, false, true], [true, false]),
-            (vec![false, true, true], [false, false]),
-            (vec![true, false, true], [true, false]),
-        ];
-        for (script, expected) in rows {
-            let activity = Arc::new(Activity::default());
-            let (reads, scripted) = (script.len(), Scripted(script.clone().into_iter()));
-            let mut watched = Watched::new(scripted, Arc::clone(&activity));
-            for _ in 0..reads {
-                let mut memory = [0; 8];
-                let mut buffer = hyper::rt::ReadBuf::new(&mut memory);
-                let mut cx = Context::from_waker(std::task::Waker::noop());
-                let _ = Pin::new(&mut watched).poll_read(&mut cx, buffer.unfilled());
-            }
-            // The second request was read along with the first.
-            assert_eq!([(); 2].map(|()| activity.take_was_woken()), expected, "{script:?}");
-        }
     }
 }

@@ -73,16 +73,15 @@ impl Introduction {
 
     async fn introduce_and_answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         let (parts, body) = request.into_parts();
-        let Placed { pod, connector, admitted } = &self.placed;
+        let Placed { pod, peer, admitted } = &self.placed;
         // What naming costs, before anybody is asked: whoever gives up has had it.
         admitted.budget().charge_denial(BootInstant::now());
         let Introduced { identity, pod: named_pod, until } =
-            match self.door.introduce(connector.peer(), pod, &parts.headers).await {
+            match self.door.introduce(peer, pod, &parts.headers).await {
                 Ok(introduced) => introduced,
                 Err(why) => return self.refuse(&why),
             };
-        let (connector, admitted) = (connector.clone(), Arc::clone(admitted));
-        let caller = Caller { identity, connector, admitted };
+        let caller = Caller { identity, peer: Arc::clone(peer), admitted: Arc::clone(admitted) };
         let connection = Connection::new(caller, self.server.clone(), self.stop.clone());
         // Naming it took its time.
         if let Err(refusal) = connection.check_alive() {

@@ -39,7 +39,6 @@ mod between;
 pub mod bind;
 pub mod caps;
 pub mod client;
-mod connector;
 mod decisions;
 mod directory;
 pub mod door;

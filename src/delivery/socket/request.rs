@@ -130,12 +130,6 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, "permission denied")
     }
 
-    /// 403 for whoever holds the descriptor of a process that has exited.
-    pub fn connector_exited() -> Self {
-        let message = "permission denied: the process that connected has exited";
-        Self::new(StatusCode::FORBIDDEN, message)
-    }
-
     /// 503 with a hint when to ask again.
     pub fn unavailable(message: impl Into<Cow<'static, str>>, retry_after: u64) -> Self {
         let retry_after = Some(retry_after);

@@ -52,8 +52,9 @@ impl Connection {
             self.deps.metrics.limited.inc();
             return Answering::over_budget(wait);
         }
-        if !self.caller.connector.ran_at_request() {
-            return Answering::Now(Some(answer::refusal(&Refusal::connector_exited())));
+        // Its exit ends the connection too, but a busy agent may hear of it after the next request.
+        if let Err(refusal) = self.check_alive() {
+            return Answering::Now(Some(answer::refusal(&refusal)));
         }
         if let Some(answer) = self.hit(&request, now) {
             return Answering::Now(Some(answer));

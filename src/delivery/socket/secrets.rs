@@ -190,10 +190,17 @@ impl Connection {
         }
     }
 
-    /// What was waited for may have outlived the process that asked.
+    /// The descriptor may have been passed on; its new holder was never identified. That the
+    /// connection ends with its connector is no substitute: a busy agent hears of an exit and of
+    /// what was asked after it at the same time.
     pub(super) fn check_alive(&self) -> Result<(), Refusal> {
-        let runs = self.caller.connector.still_runs();
-        runs.then_some(()).ok_or_else(Refusal::connector_exited)
+        if self.caller.peer.still_alive() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "permission denied: the process that connected has exited",
+        ))
     }
 
     fn remembered(&self, target: &str, now: BootInstant) -> Option<Authorized> {

@@ -22,13 +22,13 @@ use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
 use super::admission::{Admission, Admitted};
 use super::bind::BoundSocket;
 use super::caps::Caps;
-use super::connector::Connector;
 use super::door::{Door, Found};
 use super::gate::Gated;
 use super::node_door::NodeDoor;
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
 use crate::identity::Identity;
+use crate::identity::peer::Peer;
 use crate::identity::self_test::NodeProof;
 use crate::telemetry::{Chain, Metrics};
 
@@ -58,8 +58,8 @@ pub type Answer = Response<Full<Bytes>>;
 pub struct Caller {
     /// Who it is.
     pub identity: Identity,
-    /// The process.
-    pub connector: Connector,
+    /// The process, for liveness.
+    pub peer: Arc<Peer>,
     /// Its place and budget.
     pub admitted: Arc<Admitted>,
 }
@@ -68,8 +68,8 @@ pub struct Caller {
 pub struct Placed {
     /// The pod's uid.
     pub pod: PodUid,
-    /// The process.
-    pub connector: Connector,
+    /// The process, for liveness.
+    pub peer: Arc<Peer>,
     /// Its place and budget.
     pub admitted: Arc<Admitted>,
 }
@@ -83,10 +83,10 @@ pub enum LetIn {
 }
 
 impl LetIn {
-    fn connector(&self) -> &Connector {
+    fn peer(&self) -> &Arc<Peer> {
         match self {
-            Self::Named(caller) => &caller.connector,
-            Self::Placed(placed, _) => &placed.connector,
+            Self::Named(caller) => &caller.peer,
+            Self::Placed(placed, _) => &placed.peer,
         }
     }
 }
@@ -183,8 +183,8 @@ impl Transport {
                 let labels = [("socket", self.label())];
                 let open = self.metrics.connections.get_or_create(&labels).clone();
                 open.inc();
-                let connector = caller.connector().clone();
-                self.serve(stream, &connector, make(caller), stop).await;
+                let peer = Arc::clone(caller.peer());
+                self.serve(stream, &peer, make(caller), stop).await;
                 open.dec();
             }
             Err((reason, status, message)) => {
@@ -217,28 +217,23 @@ impl Transport {
             let message = "connection rate of this caller exceeded".to_owned();
             return Err(("requests_per_second_per_user", status, message));
         }
-        let (connector, admitted) = (Connector::new(peer), Arc::new(admitted));
+        let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
         Ok(match found {
-            Found::Caller(identity) => LetIn::Named(Caller { identity, connector, admitted }),
-            Found::Pod(pod, door) => LetIn::Placed(Placed { pod, connector, admitted }, door),
+            Found::Caller(identity) => LetIn::Named(Caller { identity, peer, admitted }),
+            Found::Pod(pod, door) => LetIn::Placed(Placed { pod, peer, admitted }, door),
         })
     }
 
-    async fn serve<S>(
-        &self,
-        stream: UnixStream,
-        connector: &Connector,
-        service: S,
-        stop: CancellationToken,
-    ) where
+    async fn serve<S>(&self, stream: UnixStream, peer: &Peer, service: S, stop: CancellationToken)
+    where
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
         S::Future: Unpin,
     {
-        let activity = connector.activity();
+        let activity = Arc::new(Activity::default());
         // The first request is due at once: a client that connects and says nothing is slow.
         activity.enter(Phase::Head);
-        let io = Watched::new(TokioIo::new(stream), Arc::clone(activity));
-        let noted = Noted::new(service, Arc::clone(activity));
+        let io = Watched::new(TokioIo::new(stream), activity.clone());
+        let noted = Noted::new(service, activity.clone());
         // Boxed: the allocator has two small blocks at hand sooner than a large one.
         let mut connection = Box::pin(
             http1::Builder::new()
@@ -247,7 +242,7 @@ impl Transport {
                 .max_buf_size(self.caps.limits.header_bytes.max(BUFFER_BYTES_MIN))
                 .serve_connection(io, noted),
         );
-        let notice = |stop| self.notice(connector, stop);
+        let notice = |stop| self.notice(peer, &activity, stop);
         let mut gated = Gated::new(notice(Some(&stop)));
         loop {
             // Both arms are cancel-safe: the futures are polled on.
@@ -280,7 +275,12 @@ impl Transport {
 
     /// Watches what may end a connection beside its client: the exit of the process that connected,
     /// a client that stalls, and, while `stop` is given, the stop.
-    async fn notice(&self, connector: &Connector, stop: Option<&CancellationToken>) -> Notice {
+    async fn notice(
+        &self,
+        peer: &Peer,
+        activity: &Activity,
+        stop: Option<&CancellationToken>,
+    ) -> Notice {
         let stopped = async {
             match stop {
                 Some(stop) => stop.cancelled().await,
@@ -290,9 +290,9 @@ impl Transport {
         // Every arm is cancel-safe: they wait for a state, or look again later.
         tokio::select! {
             biased;
-            () = connector.peer().exited() => Notice::Drop("peer_exited"),
+            () = peer.exited() => Notice::Drop("peer_exited"),
             () = stopped => Notice::Stop,
-            phase = self.stalled(connector.activity()) => Notice::Drop(match phase {
+            phase = self.stalled(activity) => Notice::Drop(match phase {
                 Phase::Idle => "idle",
                 Phase::Head => "slow_request",
                 Phase::Serving | Phase::Writing => "slow_reader",
