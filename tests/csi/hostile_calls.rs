@@ -1,15 +1,16 @@
 //! Calls that no kubelet of this node would make, or not now: each is refused with a code and a
 //! message that says what to do, gets nothing, and leaves nothing behind.
 
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
-use std::{fs, thread};
 
 use serde_json::{Value, json};
 
 use crate::cluster::{Pod, header, passed_on, signed};
 use crate::csi_driver::{CsiDriver, NodePublishVolumeRequest, Refused, TOKENS};
+use crate::support::process::eventually;
 use crate::{LIMIT, Node};
 
 const INVALID_ARGUMENT: u32 = 3;
@@ -251,19 +252,9 @@ fn calls_out_of_order_again_and_of_a_kubelet_that_goes_away_leave_nothing() {
             let driver = driver(&node).await;
             driver.unpublish(pod, "secrets").await.unwrap_or_else(|e| panic!("{gone}: {e:?}"));
         });
-        eventually_nothing_is_left(&node);
+        // A call that was given up may still be on its way when the next one is answered.
+        eventually(LIMIT / 10, "nothing is left", || node.leftovers().is_empty());
     }
-}
-
-/// A call that was given up may still be on its way when the next one is answered.
-fn eventually_nothing_is_left(node: &Node) {
-    for _ in 0..100 {
-        if node.leftovers().is_empty() {
-            return;
-        }
-        thread::sleep(LIMIT / 1000);
-    }
-    panic!("{:?}", node.leftovers());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::puppet;
 use crate::rig::{Accepted, CONNECTIONS, PROCESSES, Rig, Tally};
 use crate::stage::Actor;
 use crate::tree::Version;
-use crate::weak::VICTIMS_COMMAND;
+use crate::weak::{VICTIMS_COMMAND, Weakness};
 
 const USER: u32 = 4242;
 
@@ -54,8 +54,15 @@ fn served_to(rig: &Rig, holder: &mut Actor, accepted: &Accepted, door: Door) -> 
     rig.serves(holder, accepted, door)
 }
 
-/// The victim connects and is identified, passes its socket to the attacker and goes.
-pub(crate) fn passed_socket(rig: &Rig, door: Door) -> Tally {
+/// The victim connects and is identified, and the agent looks away as `looks_away` says; then the
+/// victim passes its socket to the attacker and goes. What the attacker got by `asks`, and which
+/// mistakes would have given it that, is counted.
+fn passed(
+    rig: &Rig,
+    door: Door,
+    looks_away: impl Fn(&mut Actor),
+    asks: impl Fn(&mut Actor, &Accepted, &'static [Weakness]) -> (bool, &'static [Weakness]),
+) -> Tally {
     let mut tally = Tally::default();
     let mut attacker = rig.actor_in(&rig.place.container(ATTACKER));
     let meeting = rig.directory.path().join("meeting");
@@ -63,40 +70,42 @@ pub(crate) fn passed_socket(rig: &Rig, door: Door) -> Tally {
         attacker.tell(&format!("await {}", meeting.display()));
         let mut victim = rig.actor_in(&rig.place.container(VICTIM));
         let (accepted, asked_once) = identified(rig, &mut victim, door);
-        rig.looks_away();
+        looks_away(&mut victim);
         victim.tell(&format!("pass {}", meeting.display()));
         attacker.tell("take");
         victim.tell("exit");
         victim.reap();
-        tally.count(served_to(rig, &mut attacker, &accepted, door), asked_once);
+        let (served, believed) = asks(&mut attacker, &accepted, asked_once);
+        tally.count(served, believed);
         attacker.tell("hang-up");
     }
     tally
 }
 
+/// The attacker asks on a socket that the victim has passed on.
+pub(crate) fn passed_socket(rig: &Rig, door: Door) -> Tally {
+    passed(
+        rig,
+        door,
+        |_| rig.looks_away(),
+        |attacker, accepted, asked_once| (served_to(rig, attacker, accepted, door), asked_once),
+    )
+}
+
 /// The victim asks once more before it passes its socket on and goes, and the attacker asks right
 /// behind it, before the agent has read either.
 pub(crate) fn behind_the_victims_last(rig: &Rig, door: Door) -> Tally {
-    let mut tally = Tally::default();
-    let mut attacker = rig.actor_in(&rig.place.container(ATTACKER));
-    let meeting = rig.directory.path().join("meeting");
-    for _ in 0..PROCESSES {
-        attacker.tell(&format!("await {}", meeting.display()));
-        let mut victim = rig.actor_in(&rig.place.container(VICTIM));
-        let (_, asked_once) = identified(rig, &mut victim, door);
-        rig.looks_away_when_asked(&mut victim);
-        victim.tell(&format!("pass {}", meeting.display()));
-        attacker.tell("take");
-        victim.tell("exit");
-        victim.reap();
-        rig.asks(&mut attacker);
-        let heard = rig.hears_out(&mut attacker).matches(SECRET).count();
-        // Unheard, the victim's own came too late to bring anything along.
-        let in_time = heard > 0;
-        tally.count(heard > 1, if in_time { asked_once } else { &[] });
-        attacker.tell("hang-up");
-    }
-    tally
+    passed(
+        rig,
+        door,
+        |victim| rig.looks_away_when_asked(victim),
+        |attacker, _, asked_once| {
+            rig.asks(attacker);
+            let heard = rig.hears_out(attacker).matches(SECRET).count();
+            // Unheard, the victim's own came too late to bring anything along.
+            (heard > 1, if heard > 0 { asked_once } else { &[] })
+        },
+    )
 }
 
 /// The victim connects and is identified, and goes; its child moved to the attacker's container.
