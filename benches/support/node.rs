@@ -13,9 +13,9 @@ use std::time::Duration;
 use std::{env, fs, io};
 
 use secrets_broker::audit::{Audit, AuditConfig, Output};
-use secrets_broker::broker::Broker;
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::task::BrokerTask;
+use secrets_broker::broker::{Broker, ReadError};
 use secrets_broker::clock::BootInstant;
 use secrets_broker::delivery::socket::{
     BoundSocket, Deps, Door, Limits, Ownership, Place, PodDoor, Server, SourceDirectory,
@@ -45,6 +45,7 @@ const SOURCE: &str = "local";
 /// What fills the cache; it has a right of its own.
 const FILLER: &str = "filler";
 const PATIENCE: Duration = Duration::from_secs(120);
+const AUDIT_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a pod reads, as request targets.
 pub fn targets(pod: usize) -> Vec<String> {
@@ -225,7 +226,14 @@ async fn fill(broker: &Broker, policy: &Policy) -> io::Result<()> {
         let path = path(pod, number).parse().expect("a path");
         let secret = SecretRef { source: source_name(), path, version: None };
         let authorized = policy.authorize(&filler, &secret, BootInstant::now());
-        broker.read(authorized.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
+        let authorized = authorized.map_err(io::Error::other)?;
+        // 503: the audit log is behind, on a disk that others keep busy.
+        while let Err(error) = broker.read(authorized.clone()).await {
+            if !matches!(error, ReadError::AuditDown) {
+                return Err(io::Error::other(error));
+            }
+            tokio::time::sleep(AUDIT_PAUSE).await;
+        }
     }
     Ok(())
 }

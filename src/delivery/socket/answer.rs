@@ -91,14 +91,18 @@ impl Age {
     }
 }
 
-/// A secret, with its age and how it was come by. The body shares the entry's wiped memory.
-pub(super) fn secret(reply: &Reply, age: &mut Age, now: BootInstant) -> Answer {
+/// A secret, with its age and how it was come by, in `headers` without any. The body shares the
+/// entry's wiped memory.
+pub(super) fn secret(
+    reply: &Reply,
+    mut headers: HeaderMap,
+    age: &mut Age,
+    now: BootInstant,
+) -> Answer {
     let body = match reply.entry.kind {
         PathKind::Minting => shared_bytes(leased_envelope(reply)),
         PathKind::Kv | PathKind::Static => reply.entry.data.body(),
     };
-    // Four, with those that every reply has: a larger map would not fit the allocator's cache.
-    let mut headers = HeaderMap::with_capacity(4);
     headers.insert(X_CACHE, x_cache(reply.freshness));
     headers.insert(AGE, age.of(&reply.entry, now));
     with_body(StatusCode::OK, body, headers)
@@ -215,6 +219,7 @@ mod tests {
     async fn a_cached_envelope_goes_out_byte_for_byte_with_age_and_state() {
         let answer = secret(
             &reply(PathKind::Kv, "{ \"data\" : 1 }", None),
+            HeaderMap::new(),
             &mut Age::default(),
             BootInstant::from_nanos(43_999_999_999),
         );
@@ -238,6 +243,7 @@ mod tests {
         };
         let answer = secret(
             &reply(PathKind::Minting, r#"{"password":"p\"1"}"#, Some(lease)),
+            HeaderMap::new(),
             &mut Age::default(),
             BootInstant::default(),
         );

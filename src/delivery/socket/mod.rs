@@ -6,6 +6,7 @@
 //! | [`door`] | which kind of socket it is, and whom that lets in |
 //! | [`node_door`], [`introduction`] | who a caller in any pod is, by its first request |
 //! | [`transport`], [`admission`], [`activity`] | connections, their places and budgets, patience |
+//! | [`stream`] | their bytes |
 //! | [`caps`] | what each caller and each request may have |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
@@ -54,6 +55,7 @@ pub mod request;
 mod routes;
 mod secrets;
 mod served;
+mod stream;
 pub mod transport;
 
 use admission::Admission;

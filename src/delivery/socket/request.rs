@@ -6,12 +6,14 @@
 use std::borrow::Cow;
 use std::num::NonZeroU64;
 
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 
 use crate::domain::{LocalLeaseId, SecretPath};
 
 /// Vault's header that asks for a wrapped reply; its value would leave the agent's hands.
-const WRAP_TTL: &str = "x-vault-wrap-ttl";
+static WRAP_TTL: HeaderName = HeaderName::from_static("x-vault-wrap-ttl");
+/// Vault's header that names a namespace.
+static NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// First segments that no engine mount can have and no policy can open.
 const NEVER_FORWARDED: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 
@@ -157,12 +159,12 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, R
 
 /// Whether the caller asks for a wrapped reply.
 pub fn wants_wrapping(headers: &HeaderMap) -> bool {
-    headers.contains_key(WRAP_TTL)
+    headers.contains_key(&WRAP_TTL)
 }
 
 /// Whether the caller's namespace header, if there is one, names the configured namespace.
 pub fn namespace_fits(headers: &HeaderMap, configured: Option<&str>) -> bool {
-    let Some(asked) = headers.get("x-vault-namespace") else { return true };
+    let Some(asked) = headers.get(&NAMESPACE) else { return true };
     let trim = |text: &str| text.trim_matches('/').to_owned();
     asked.to_str().is_ok_and(|asked| {
         asked.is_empty() || trim(asked) == configured.map(trim).unwrap_or_default()

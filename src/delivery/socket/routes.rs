@@ -46,7 +46,7 @@ impl Connection {
     }
 
     /// Answers one request: a hit at once, everything else later.
-    pub(super) fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
+    pub(super) fn call(self: &Arc<Self>, mut request: Request<Incoming>) -> Answering {
         let now = BootInstant::now();
         if let Err(wait) = self.caller.admitted.budget().take_request(now) {
             self.deps.metrics.limited.inc();
@@ -56,7 +56,7 @@ impl Connection {
         if let Err(refusal) = self.check_alive() {
             return Answering::Now(Some(answer::refusal(&refusal)));
         }
-        if let Some(answer) = self.hit(&request, now) {
+        if let Some(answer) = self.hit(&mut request, now) {
             return Answering::Now(Some(answer));
         }
         let (parts, body) = request.into_parts();

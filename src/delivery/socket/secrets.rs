@@ -42,7 +42,7 @@ pub(super) struct Memo {
 impl Connection {
     /// The hit path: a decision that still holds and a value in the snapshot. Everything else, also
     /// everything that will be refused, is `None` and takes the long way.
-    pub(super) fn hit(&self, request: &Request<Incoming>, now: BootInstant) -> Option<Answer> {
+    pub(super) fn hit(&self, request: &mut Request<Incoming>, now: BootInstant) -> Option<Answer> {
         if request.method() != Method::GET {
             return None;
         }
@@ -61,7 +61,10 @@ impl Connection {
             Freshness::Hit => _ = self.deps.metrics.hits.inc(),
             other => self.deps.metrics.count("secret", 200, answer::cache_label(other)),
         }
-        Some(answer::secret(&reply, &mut memo.age, now))
+        // Hyper takes the headers' memory back for the next request: none is made for a reply.
+        let mut headers = std::mem::take(request.headers_mut());
+        headers.clear();
+        Some(answer::secret(&reply, headers, &mut memo.age, now))
     }
 
     /// The long way: decide unless decided, then the snapshot, then the broker.
@@ -99,7 +102,7 @@ impl Connection {
         if let Some(memo) = self.memos().get_mut(target) {
             memo.served.note(now)?;
         }
-        let answer = answer::secret(&reply, &mut Age::default(), now);
+        let answer = answer::secret(&reply, HeaderMap::new(), &mut Age::default(), now);
         Ok((answer, answer::cache_label(reply.freshness)))
     }
 

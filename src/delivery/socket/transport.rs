@@ -12,7 +12,6 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinSet};
@@ -25,6 +24,7 @@ use super::caps::Caps;
 use super::door::{Door, Found};
 use super::gate::Gated;
 use super::node_door::NodeDoor;
+use super::stream::Stream;
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
 use crate::identity::Identity;
@@ -232,7 +232,7 @@ impl Transport {
         let activity = Arc::new(Activity::default());
         // The first request is due at once: a client that connects and says nothing is slow.
         activity.enter(Phase::Head);
-        let io = Watched::new(TokioIo::new(stream), activity.clone());
+        let io = Watched::new(Stream::new(stream), activity.clone());
         let noted = Noted::new(service, activity.clone());
         // Boxed: the allocator has two small blocks at hand sooner than a large one.
         let mut connection = Box::pin(
