@@ -1,10 +1,13 @@
-//! A pod that throws all it can at its own socket, and the pod beside it.
+//! A pod that throws all it can at its own socket or at the node's, and the pod beside it.
+
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::load::{self, CONNECTS, NAMES, Seen};
-use crate::product::{pod, product};
+use crate::load::{self, CONNECTS, NAMES, Seen, Target};
+use crate::node_socket;
+use crate::product::{Product, pod, product};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
 use crate::support::shared::node;
@@ -14,68 +17,90 @@ const ROUNDS: usize = 5;
 /// server, the kubelet and Vault.
 const RATIO_MAX: f64 = 10.0;
 
-/// The attacker may have half a core, as a pod with a limit: that the two compete for processors
-/// is the scheduler's matter. What is left is what the agent does for the one and makes the other
-/// wait.
 #[test]
 fn a_pod_that_floods_its_socket_costs_others_no_request_and_little_time() {
     let product = product();
     product.account("flood", "web");
     product.let_in("flood", "web");
     product.bed.vault.put_kv2("shop/flood", json!({ "token": "s3cr3t" }));
+    let caller =
+        |name: &str| pod("flood", name, "web", load::image(), json!({ "deliver": "socket" }));
+    flood(&product, "flood", caller, Target::Own("shop/flood"));
+}
+
+#[test]
+fn a_pod_that_floods_the_nodes_socket_costs_others_no_request_and_little_time() {
+    let product = product();
+    product.account("hall", "web");
+    product.bed.vault.put_kv2("shop/hall", json!({ "token": "s3cr3t" }));
+    let caller = |name: &str| node_socket::caller("hall", name, load::image());
+    flood(&product, "hall", caller, Target::Node("shop/hall"));
+}
+
+/// The attacker may have half a core, as a pod with a limit. That the two compete for processors is
+/// the scheduler's matter, so the other rounds have a pod that takes as much of them and asks for
+/// nothing. What is left is what the agent does for the one and makes the other wait.
+fn flood(product: &Product, namespace: &str, caller: impl Fn(&str) -> Value, target: Target) {
     let node = node();
-    let socket = json!({ "deliver": "socket" });
-    let caller = |name: &str| pod("flood", name, "web", load::image(), socket.clone());
     node.apply(&caller("victim"));
-    let mut hostile = caller("hostile");
-    load::flood(&mut hostile, "shop/flood");
-    hostile["spec"]["containers"][0]["resources"] = json!({ "limits": { "cpu": "500m" } });
-    node.wait_until_ready("flood", "victim");
-    let warm = load::measure("flood", "victim", "shop/flood");
+    node.wait_until_ready(namespace, "victim");
+    let measure = || load::measure(namespace, "victim", target);
+    let warm = measure();
     assert_eq!(warm.refused, 0);
 
-    node.apply(&hostile);
-    node.wait_until_ready("flood", "hostile");
-    let process = node.container_process("flood", "hostile", "main").expect("its process");
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id");
-    let send = |signal| kill_process(process, signal).expect("signal the flood");
+    let (mut busy, mut hostile) = (caller("busy"), caller("hostile"));
+    load::spin(&mut busy, target);
+    load::flood(&mut hostile, target);
+    let start = |name: &str, pod: &Value| {
+        node.apply(pod);
+        node.wait_until_ready(namespace, name);
+        let process = node.container_process(namespace, name, "main").expect("its process");
+        let process = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id");
+        move |signal| kill_process(process, signal).expect("signal it")
+    };
+    let (busy, hostile) = (start("busy", &busy), start("hostile", &hostile));
     let answered = || product.metric("secrets_broker_requests_total");
     let mut rounds: Vec<(Seen, Seen)> = Vec::new();
     for _ in 0..ROUNDS {
-        send(Signal::STOP);
-        let quiet = load::measure("flood", "victim", "shop/flood");
-        send(Signal::CONT);
+        hostile(Signal::STOP);
+        busy(Signal::CONT);
+        let quiet = measure();
+        busy(Signal::STOP);
+        hostile(Signal::CONT);
         let before = answered();
         eventually(SOON, "the flood is felt", || answered() > before + 1000.0);
-        rounds.push((quiet, load::measure("flood", "victim", "shop/flood")));
+        rounds.push((quiet, measure()));
     }
     let refused: usize =
         rounds.iter().map(|(quiet, flooded)| quiet.refused + flooded.refused).sum();
     assert_eq!(refused, 0, "of the other pod's");
 
     // Neither does it keep a new pod from its files.
-    let files = json!({ "secret": "secret/shop/flood#token" });
-    node.apply(&pod("flood", "late", "web", BUSYBOX, files));
-    node.wait_until_ready("flood", "late");
+    let files = json!({ "secret": format!("secret/{}#token", target.secret()) });
+    node.apply(&pod(namespace, "late", "web", BUSYBOX, files));
+    node.wait_until_ready(namespace, "late");
     for what in [format!("{CONNECTS} connects"), format!("{NAMES} names")] {
-        eventually(SOON, &what, || node.pod_log("flood", "hostile", "main").contains(&what));
+        eventually(SOON, &what, || node.pod_log(namespace, "hostile", "main").contains(&what));
     }
     let median = |of: &dyn Fn(&(Seen, Seen)) -> f64| {
         let mut all: Vec<f64> = rounds.iter().map(of).collect();
         all.sort_unstable_by(f64::total_cmp);
         all[all.len() / 2]
     };
-    let micros = |seen: &Seen| seen.p99.as_secs_f64() * 1e6;
-    let ratio = median(&|(quiet, flooded)| micros(flooded) / micros(quiet));
-    let p50 = median(&|(quiet, flooded)| flooded.p50.as_secs_f64() / quiet.p50.as_secs_f64());
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    let ratio = median(&|(quiet, flooded)| micros(flooded.p99) / micros(quiet.p99));
+    let p50 = median(&|(quiet, flooded)| micros(flooded.p50) / micros(quiet.p50));
     println!(
-        "p99 of the other pod: {:.0} µs, in the flood {:.0} µs; of {ROUNDS} rounds' ratios the \
-         median is {ratio:.2}, that of p50 {p50:.2}",
-        median(&|(quiet, _)| micros(quiet)),
-        median(&|(_, flooded)| micros(flooded)),
+        "{target}: p99 of the other pod: {:.0} µs, in the flood {:.0} µs; of {ROUNDS} rounds' \
+         ratios the median is {ratio:.2}, that of p50 {p50:.2}; a new connection's first reply \
+         came after {:.0} µs, in the flood {:.0} µs",
+        median(&|(quiet, _)| micros(quiet.p99)),
+        median(&|(_, flooded)| micros(flooded.p99)),
+        median(&|(quiet, _)| micros(quiet.first)),
+        median(&|(_, flooded)| micros(flooded.first)),
     );
     assert!(ratio < RATIO_MAX, "{ratio}");
-    for name in ["late", "hostile", "victim"] {
-        node.delete_pod("flood", name);
+    for name in ["late", "hostile", "busy", "victim"] {
+        node.delete_pod(namespace, name);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::load;
+use crate::load::{self, Target};
 use crate::product::{Product, pod, product, product_alone, root_of};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
@@ -88,7 +88,7 @@ fn a_known_pod_is_served_while_the_api_server_is_away_and_status_says_so() {
         status["pod_directory"].clone()
     };
     let fails = || !directory()["failing_since"].is_null();
-    let read = || load::measure_in(&asks, "agent/away").refused;
+    let read = || load::measure_in(&asks, Target::Own("agent/away")).refused;
     assert!(!fails(), "{}", directory());
     assert_eq!(read(), 0);
 

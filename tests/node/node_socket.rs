@@ -11,15 +11,16 @@ use crate::support::process::eventually;
 use crate::support::shared::node;
 
 /// Where pods have the node's socket and their proof.
-const SOCKET: &str = "/run/node-socket/node.sock";
+pub const SOCKET: &str = "/run/node-socket/node.sock";
+pub const PROOF: &str = "/run/proof/token";
 const SECRET: &str = "/v1/secret/data/shop/hall";
 /// The pod's own token, and one that is the same but for its signature.
 const TOKEN: &str = "$(cat /run/proof/token)";
 const FORGED: &str = "$(sed 's/..........$/AAAAAAAAAA/' /run/proof/token)";
 
 /// A pod as docs/delivery/sockets.md has it.
-fn caller(namespace: &str, name: &str) -> Value {
-    let mut pod = ground::pod(namespace, name, curl(), SERVE);
+pub fn caller(namespace: &str, name: &str, image: &str) -> Value {
+    let mut pod = ground::pod(namespace, name, image, SERVE);
     pod["spec"]["serviceAccountName"] = json!("web");
     pod["spec"]["containers"][0]["volumeMounts"] = json!([
         { "name": "node-socket", "mountPath": "/run/node-socket", "readOnly": true },
@@ -54,7 +55,7 @@ fn ask(namespace: &str, name: &str, token: &str, path: &str) -> (u16, String) {
 }
 
 fn start(namespace: &str, name: &str) {
-    node().apply(&caller(namespace, name));
+    node().apply(&caller(namespace, name, curl()));
     node().wait_until_ready(namespace, name);
 }
 

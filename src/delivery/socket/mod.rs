@@ -6,7 +6,7 @@
 //! | [`door`] | which kind of socket it is, and whom that lets in |
 //! | [`node_door`], [`introduction`] | who a caller in any pod is, by its first request |
 //! | [`transport`], [`admission`], [`activity`] | connections, their places and budgets, patience |
-//! | [`stream`] | their bytes |
+//! | [`stream`], [`refused`] | their bytes; those that are told why they may not stay |
 //! | [`caps`] | what each caller and each request may have |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
@@ -51,6 +51,7 @@ pub mod metrics;
 mod node_door;
 #[cfg(test)]
 mod pod_tests;
+mod refused;
 pub mod request;
 mod routes;
 mod secrets;

@@ -136,7 +136,7 @@ fn everything_else_is_refused_with_a_status_that_says_why() {
 #[test]
 fn a_wrapped_reply_is_refused_on_every_route() {
     let mut headers = HeaderMap::new();
-    headers.insert(WRAP_TTL, HeaderValue::from_static("60s"));
+    headers.insert(WRAP_TTL.clone(), HeaderValue::from_static("60s"));
     for target in ["/v1/secret/data/a", "/v1/sys/health", "/agent/v1/status"] {
         let refused = parse(&Method::GET, &target.parse().unwrap(), &headers).unwrap_err();
         assert_eq!(refused.status, StatusCode::BAD_REQUEST);

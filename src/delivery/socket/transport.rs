@@ -2,7 +2,6 @@
 //! clients that stall, ended with the process that connected.
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use super::caps::Caps;
 use super::door::{Door, Found};
 use super::gate::Gated;
 use super::node_door::NodeDoor;
+use super::refused::{Lately, Refused, drain};
 use super::stream::Stream;
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
@@ -34,14 +34,11 @@ use crate::telemetry::{Chain, Metrics};
 
 /// Hyper's least buffer; a smaller header limit is enforced by its own setting.
 const BUFFER_BYTES_MIN: usize = 8192;
-/// How long a refused client may take to read why.
-const REFUSAL_TIMEOUT: Duration = Duration::from_millis(250);
 /// Pause after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause after a connection of a flood was refused.
 const FLOOD_PAUSE: Duration = Duration::from_millis(5);
-const TOO_MANY_OF_CALLER: &str = "too many connections of this caller";
 
 /// Why a connection's own future is interrupted.
 enum Notice {
@@ -116,6 +113,7 @@ impl Transport {
     {
         let mut connections = JoinSet::new();
         let shared = Arc::new((self, make));
+        let mut lately = Lately::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -136,22 +134,29 @@ impl Transport {
                 }
             };
             if shared.0.is_flooded(connections.len()) {
-                shared.0.count_refused("connections_per_user");
                 shared.0.caps.connections.count();
-                refuse_now(&stream, "429 Too Many Requests", TOO_MANY_OF_CALLER);
+                shared.0.refuse(&stream, &Refused::TooManyOfCaller);
                 tokio::time::sleep(FLOOD_PAUSE).await;
                 continue;
             }
+            if shared.0.is_everybodys() {
+                tokio::task::yield_now().await;
+                if shared.0.is_refused_again(&stream, &lately) {
+                    continue;
+                }
+            }
             let Some(slot) = shared.0.admission.connection() else {
-                shared.0.count_refused("connections");
-                refuse_now(&stream, "503 Service Unavailable", "too many connections");
+                shared.0.refuse(&stream, &Refused::TooMany);
                 continue;
             };
+            let found =
+                shared.0.is_everybodys().then(|| shared.0.let_in_in_turn(&stream, &mut lately));
             let (shared, stop) = (shared.clone(), stop.clone());
             connections.spawn(async move {
                 let (transport, make) = &*shared;
+                let found = found.unwrap_or_else(|| transport.let_in(&stream));
                 // Boxed: a task's future is copied whenever the task begins or ends.
-                Box::pin(transport.connection(stream, slot, make, stop)).await;
+                Box::pin(transport.connection(stream, slot, found, make, stop)).await;
             });
         }
         // The path disappears first, so that nobody new waits for a server that is going away.
@@ -167,10 +172,41 @@ impl Transport {
         matches!(self.door, Door::Pod(_)) && open >= self.caps.limits.connections_per_user
     }
 
+    /// Whether many that know nothing of each other come through this one door. They are looked at
+    /// one after the other there: of a flood no more than one look stands between another caller
+    /// and its reply.
+    fn is_everybodys(&self) -> bool {
+        matches!(self.door, Door::Node(_))
+    }
+
+    /// Refuses a process that was refused a moment ago.
+    fn is_refused_again(&self, stream: &UnixStream, lately: &Lately) -> bool {
+        let told = number(stream).and_then(|pid| lately.told(pid, BootInstant::now()));
+        let Some(refused) = told else { return false };
+        match refused {
+            Refused::TooOften => {
+                self.caps.requests.count();
+                self.metrics.limited.inc();
+            }
+            _ => self.caps.connections.count(),
+        }
+        self.refuse(stream, refused);
+        true
+    }
+
+    fn let_in_in_turn(&self, stream: &UnixStream, lately: &mut Lately) -> Result<LetIn, Refused> {
+        let found = self.let_in(stream);
+        if let (Err(refused), Some(pid)) = (&found, number(stream)) {
+            lately.tell(pid, BootInstant::now(), refused);
+        }
+        found
+    }
+
     async fn connection<S, F>(
         &self,
         stream: UnixStream,
         slot: OwnedSemaphorePermit,
+        found: Result<LetIn, Refused>,
         make: &F,
         stop: CancellationToken,
     ) where
@@ -178,7 +214,7 @@ impl Transport {
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
         S::Future: Unpin,
     {
-        match self.let_in(&stream) {
+        match found {
             Ok(caller) => {
                 let labels = [("socket", self.label())];
                 let open = self.metrics.connections.get_or_create(&labels).clone();
@@ -187,12 +223,10 @@ impl Transport {
                 self.serve(stream, &peer, make(caller), stop).await;
                 open.dec();
             }
-            Err((reason, status, message)) => {
-                self.count_refused(reason);
-                tracing::debug!(socket = self.label(), reason, message, "connection refused");
+            Err(refused) => {
                 // Its place is for those who are let in; of the refused only some get time to read.
                 drop(slot);
-                refuse_now(&stream, status, &message);
+                self.refuse(&stream, &refused);
                 if let Some(_few) = self.admission.refusal() {
                     drain(stream).await;
                 }
@@ -201,21 +235,17 @@ impl Transport {
     }
 
     /// Callers without an identity are refused before any user's budget is touched.
-    fn let_in(&self, stream: &UnixStream) -> Result<LetIn, (&'static str, &'static str, String)> {
+    fn let_in(&self, stream: &UnixStream) -> Result<LetIn, Refused> {
         let found = self.door.find(stream, &self.proof);
-        let (found, peer) =
-            found.map_err(|error| ("identity", "403 Forbidden", Chain(&error).to_string()))?;
+        let (found, peer) = found.map_err(|error| Refused::Nobody(Chain(&error).to_string()))?;
         let admitted = self.admission.admit(found.payer(), BootInstant::now());
-        let status = "429 Too Many Requests";
-        let admitted = admitted
-            .ok_or_else(|| ("connections_per_user", status, TOO_MANY_OF_CALLER.to_owned()))?;
+        let admitted = admitted.ok_or(Refused::TooManyOfCaller)?;
         // One door is everybody's: who connects for nothing pays for it all the same.
         if let Found::Pod(..) = found
             && admitted.budget().take_request(BootInstant::now()).is_err()
         {
             self.metrics.limited.inc();
-            let message = "connection rate of this caller exceeded".to_owned();
-            return Err(("requests_per_second_per_user", status, message));
+            return Err(Refused::TooOften);
         }
         let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
         Ok(match found {
@@ -339,6 +369,15 @@ impl Transport {
         }
     }
 
+    fn refuse(&self, stream: &UnixStream, refused: &Refused) {
+        self.count_refused(refused.reason());
+        // Who has too much is counted; a line each would cost more than the connection.
+        if let Refused::Nobody(why) = refused {
+            tracing::debug!(socket = self.label(), why, "connection refused");
+        }
+        refused.tell(stream);
+    }
+
     fn count_refused(&self, reason: &'static str) {
         let labels = [("socket", self.label()), ("reason", reason)];
         self.metrics.refused.get_or_create(&labels).inc();
@@ -349,34 +388,7 @@ impl Transport {
     }
 }
 
-fn refusal_bytes(status: &str, message: &str) -> String {
-    let body = serde_json::json!({ "errors": [message] }).to_string();
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n\
-         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-/// Says why without waiting: a fresh socket's send buffer is empty.
-fn refuse_now(stream: &UnixStream, status: &str, message: &str) {
-    // Best effort; the client is refused either way.
-    let _ = rustix::io::write(stream, refusal_bytes(status, message).as_bytes());
-}
-
-/// Reads the request away, so that closing does not destroy the reply that was written.
-async fn drain(stream: UnixStream) {
-    let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
-    let drained = async {
-        while stream.readable().await.is_ok() {
-            // Here, so that it is no part of every connection's future.
-            let mut scrap = [0_u8; 4096];
-            match stream.try_read(&mut scrap) {
-                Ok(0) => return,
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-                _ => {}
-            }
-        }
-    };
-    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, drained).await;
+/// The process that connected, for what needs no proof.
+fn number(stream: &UnixStream) -> Option<i32> {
+    stream.peer_cred().ok()?.pid()
 }
