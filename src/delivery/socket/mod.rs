@@ -6,7 +6,7 @@
 //! | [`door`] | which kind of socket it is, and whom that lets in |
 //! | [`node_door`], [`introduction`] | who a caller in any pod is, by its first request |
 //! | [`transport`], [`admission`], [`activity`] | connections, their places and budgets, patience |
-//! | [`stream`], [`refused`] | their bytes; those that are told why they may not stay |
+//! | [`stream`], [`refused`], [`in_turn`] | their bytes; who may not stay; whose turn it is |
 //! | [`caps`] | what each caller and each request may have |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
@@ -44,6 +44,7 @@ mod decisions;
 mod directory;
 pub mod door;
 mod gate;
+mod in_turn;
 mod introduction;
 mod leases;
 mod local;

@@ -1,19 +1,13 @@
 //! Connections that are refused: told why without waiting for anybody.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 
-use crate::clock::BootInstant;
-
 /// How long a refused client may take to read why.
 const READ_TIMEOUT: Duration = Duration::from_millis(250);
-/// Processes that [`Lately`] knows, and for how long.
-const LATELY_MAX: usize = 64;
-const LATELY: Duration = Duration::from_millis(100);
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,33 +59,6 @@ impl Refused {
     }
 }
 
-/// Processes that were refused a moment ago because they have or want too much. They are told the
-/// same again without a look at who they are, which costs many times as much.
-///
-/// By number, which is no proof: whoever comes by the number of such a process meanwhile has to
-/// come again.
-#[derive(Debug, Default)]
-pub(super) struct Lately(VecDeque<(i32, BootInstant, Refused)>);
-
-impl Lately {
-    /// What this process was told a moment ago.
-    pub(super) fn told(&self, pid: i32, now: BootInstant) -> Option<&Refused> {
-        let (.., told) =
-            self.0.iter().find(|(known, at, _)| *known == pid && now.since(*at) < LATELY)?;
-        Some(told)
-    }
-
-    /// Remembers what it is told now, in place of the oldest.
-    pub(super) fn tell(&mut self, pid: i32, now: BootInstant, refused: &Refused) {
-        if !matches!(refused, Refused::TooManyOfCaller | Refused::TooOften) {
-            return;
-        }
-        self.0.retain(|(known, at, _)| *known != pid && now.since(*at) < LATELY);
-        self.0.truncate(LATELY_MAX - 1);
-        self.0.push_front((pid, now, refused.clone()));
-    }
-}
-
 /// Reads the request away, so that closing does not destroy the reply that was written.
 pub(super) async fn drain(stream: UnixStream) {
     let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
@@ -107,43 +74,4 @@ pub(super) async fn drain(stream: UnixStream) {
         }
     };
     let _ = tokio::time::timeout(READ_TIMEOUT, drained).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(millis: u64) -> BootInstant {
-        BootInstant::from_nanos(millis * 1_000_000)
-    }
-
-    #[test]
-    fn a_process_is_told_the_same_for_a_moment_and_others_are_not() {
-        let mut lately = Lately::default();
-        lately.tell(7, at(0), &Refused::TooOften);
-        assert_eq!(lately.told(7, at(99)), Some(&Refused::TooOften));
-        assert_eq!(lately.told(8, at(99)), None);
-        assert_eq!(lately.told(7, at(100)), None);
-        lately.tell(7, at(100), &Refused::TooManyOfCaller);
-        assert_eq!(lately.told(7, at(101)), Some(&Refused::TooManyOfCaller));
-        assert_eq!(lately.0.len(), 1);
-    }
-
-    #[test]
-    fn who_it_is_and_what_others_have_is_asked_each_time() {
-        let mut lately = Lately::default();
-        lately.tell(7, at(0), &Refused::Nobody("in another pod".to_owned()));
-        lately.tell(7, at(0), &Refused::TooMany);
-        assert_eq!(lately.told(7, at(0)), None);
-    }
-
-    #[test]
-    fn the_oldest_is_forgotten_at_the_bound() {
-        let mut lately = Lately::default();
-        for pid in 0..=i32::try_from(LATELY_MAX).unwrap() {
-            lately.tell(pid, at(0), &Refused::TooOften);
-        }
-        assert_eq!((lately.told(0, at(0)), lately.0.len()), (None, LATELY_MAX));
-        assert!(lately.told(1, at(0)).is_some());
-    }
 }

@@ -22,6 +22,8 @@ use crate::policy::{Authorized, Denied};
 
 /// Decisions remembered per connection; a caller that asks for more is decided about again.
 const MEMOS_MAX: usize = 256;
+/// Headers whose memory is kept while a connection is idle.
+const HEADERS_USUAL: usize = 24;
 /// How long a decision waits for the labels of a pod that is not known yet.
 const LABELS_WAIT: Duration = Duration::from_secs(2);
 /// When a pod that is still not known may ask again, in seconds.
@@ -64,6 +66,9 @@ impl Connection {
         // Hyper takes the headers' memory back for the next request: none is made for a reply.
         let mut headers = std::mem::take(request.headers_mut());
         headers.clear();
+        if headers.capacity() > HEADERS_USUAL {
+            headers = HeaderMap::new();
+        }
         Some(answer::secret(&reply, headers, &mut memo.age, now))
     }
 

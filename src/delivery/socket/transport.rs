@@ -22,8 +22,9 @@ use super::bind::BoundSocket;
 use super::caps::Caps;
 use super::door::{Door, Found};
 use super::gate::Gated;
+use super::in_turn::InTurn;
 use super::node_door::NodeDoor;
-use super::refused::{Lately, Refused, drain};
+use super::refused::{Refused, drain};
 use super::stream::Stream;
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
@@ -113,13 +114,13 @@ impl Transport {
     {
         let mut connections = JoinSet::new();
         let shared = Arc::new((self, make));
-        let mut lately = Lately::default();
+        let mut in_turn = matches!(shared.0.door, Door::Node(_)).then(InTurn::default);
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = connections.join_next() => {
-                    shared.0.log_panic(ended);
+                    shared.0.ended(ended);
                     continue;
                 }
                 accepted = socket.listener().accept() => accepted,
@@ -139,18 +140,17 @@ impl Transport {
                 tokio::time::sleep(FLOOD_PAUSE).await;
                 continue;
             }
-            if shared.0.is_everybodys() {
-                tokio::task::yield_now().await;
-                if shared.0.is_refused_again(&stream, &lately) {
-                    continue;
-                }
-            }
             let Some(slot) = shared.0.admission.connection() else {
                 shared.0.refuse(&stream, &Refused::TooMany);
                 continue;
             };
-            let found =
-                shared.0.is_everybodys().then(|| shared.0.let_in_in_turn(&stream, &mut lately));
+            let found = match &mut in_turn {
+                Some(in_turn) => match in_turn.look(&shared.0, &stream).await {
+                    None => continue,
+                    found => found,
+                },
+                None => None,
+            };
             let (shared, stop) = (shared.clone(), stop.clone());
             connections.spawn(async move {
                 let (transport, make) = &*shared;
@@ -162,7 +162,7 @@ impl Transport {
         // The path disappears first, so that nobody new waits for a server that is going away.
         drop(socket);
         while let Some(ended) = connections.join_next().await {
-            shared.0.log_panic(ended);
+            shared.0.ended(ended);
         }
     }
 
@@ -170,36 +170,6 @@ impl Transport {
     /// connects then is not looked at, and what still comes waits: it is the caller's own.
     fn is_flooded(&self, open: usize) -> bool {
         matches!(self.door, Door::Pod(_)) && open >= self.caps.limits.connections_per_user
-    }
-
-    /// Whether many that know nothing of each other come through this one door. They are looked at
-    /// one after the other there: of a flood no more than one look stands between another caller
-    /// and its reply.
-    fn is_everybodys(&self) -> bool {
-        matches!(self.door, Door::Node(_))
-    }
-
-    /// Refuses a process that was refused a moment ago.
-    fn is_refused_again(&self, stream: &UnixStream, lately: &Lately) -> bool {
-        let told = number(stream).and_then(|pid| lately.told(pid, BootInstant::now()));
-        let Some(refused) = told else { return false };
-        match refused {
-            Refused::TooOften => {
-                self.caps.requests.count();
-                self.metrics.limited.inc();
-            }
-            _ => self.caps.connections.count(),
-        }
-        self.refuse(stream, refused);
-        true
-    }
-
-    fn let_in_in_turn(&self, stream: &UnixStream, lately: &mut Lately) -> Result<LetIn, Refused> {
-        let found = self.let_in(stream);
-        if let (Err(refused), Some(pid)) = (&found, number(stream)) {
-            lately.tell(pid, BootInstant::now(), refused);
-        }
-        found
     }
 
     async fn connection<S, F>(
@@ -235,7 +205,7 @@ impl Transport {
     }
 
     /// Callers without an identity are refused before any user's budget is touched.
-    fn let_in(&self, stream: &UnixStream) -> Result<LetIn, Refused> {
+    pub(super) fn let_in(&self, stream: &UnixStream) -> Result<LetIn, Refused> {
         let found = self.door.find(stream, &self.proof);
         let (found, peer) = found.map_err(|error| Refused::Nobody(Chain(&error).to_string()))?;
         let admitted = self.admission.admit(found.payer(), BootInstant::now());
@@ -346,11 +316,15 @@ impl Transport {
     }
 
     /// A panic ends its own connection only; it is a defect all the same.
-    fn log_panic(&self, ended: Result<(), JoinError>) {
+    fn ended(&self, ended: Result<(), JoinError>) {
         if let Err(error) = ended {
-            tracing::error!(socket = self.label(), %error, "a connection's task panicked");
-            self.count_refused("panic");
+            self.log_panic(&error.to_string());
         }
+    }
+
+    pub(super) fn log_panic(&self, error: &str) {
+        tracing::error!(socket = self.label(), error, "a connection's task panicked");
+        self.count_refused("panic");
     }
 
     fn patience(&self) -> Patience {
@@ -367,6 +341,18 @@ impl Transport {
         if reason != "idle" {
             self.count_refused(reason);
         }
+    }
+
+    /// The same once more, counted as what the caps would say again.
+    pub(super) fn refuse_again(&self, stream: &UnixStream, refused: &Refused) {
+        match refused {
+            Refused::TooOften => {
+                self.caps.requests.count();
+                self.metrics.limited.inc();
+            }
+            _ => self.caps.connections.count(),
+        }
+        self.refuse(stream, refused);
     }
 
     fn refuse(&self, stream: &UnixStream, refused: &Refused) {
@@ -386,9 +372,4 @@ impl Transport {
     fn label(&self) -> &'static str {
         self.door.listener().as_str()
     }
-}
-
-/// The process that connected, for what needs no proof.
-fn number(stream: &UnixStream) -> Option<i32> {
-    stream.peer_cred().ok()?.pid()
 }

@@ -1,0 +1,126 @@
+//! The door that all pods come through: they are looked at one after the other, and a process that
+//! was refused a moment ago for having or asking too much is refused without another look.
+//!
+//! Of a flood no more than one look stands between another caller and its reply.
+
+use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+
+use super::refused::Refused;
+use super::transport::{LetIn, Transport};
+use crate::clock::BootInstant;
+
+/// Refusals without a look between two turns of others.
+const AT_ONCE: u32 = 16;
+/// Processes that [`Lately`] knows, and for how long.
+const LATELY_MAX: usize = 64;
+const LATELY: Duration = Duration::from_millis(100);
+
+/// Whose turn it is.
+#[derive(Debug, Default)]
+pub(super) struct InTurn {
+    lately: Lately,
+    again: u32,
+}
+
+impl InTurn {
+    /// Lets somebody in or says why not; `None` when that is done with already. Between two looks
+    /// other tasks have their turn. Cancelled, it leaves the stream to be dropped.
+    pub(super) async fn look(
+        &mut self,
+        transport: &Transport,
+        stream: &UnixStream,
+    ) -> Option<Result<LetIn, Refused>> {
+        // Of no proof, which a refusal takes none of.
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        if let Some(refused) = pid.and_then(|pid| self.lately.told(pid, BootInstant::now())) {
+            transport.refuse_again(stream, refused);
+            self.again = self.again.wrapping_add(1);
+            if self.again.is_multiple_of(AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+            return None;
+        }
+        tokio::task::yield_now().await;
+        // A panic ends this connection, as it does elsewhere. What is changed meanwhile is counters
+        // and what is behind locks.
+        let look = AssertUnwindSafe(|| transport.let_in(stream));
+        let Ok(found) = panic::catch_unwind(look) else {
+            transport.log_panic("while it was looked at");
+            return None;
+        };
+        if let (Err(refused), Some(pid)) = (&found, pid) {
+            self.lately.tell(pid, BootInstant::now(), refused);
+        }
+        Some(found)
+    }
+}
+
+/// Processes that were refused a moment ago because they have or want too much. They are told the
+/// same again without a look at who they are, which costs many times as much.
+///
+/// By number, which is no proof: whoever comes by the number of such a process meanwhile has to
+/// come again.
+#[derive(Debug, Default)]
+pub(super) struct Lately(VecDeque<(i32, BootInstant, Refused)>);
+
+impl Lately {
+    /// What this process was told a moment ago.
+    pub(super) fn told(&self, pid: i32, now: BootInstant) -> Option<&Refused> {
+        let (.., told) =
+            self.0.iter().find(|(known, at, _)| *known == pid && now.since(*at) < LATELY)?;
+        Some(told)
+    }
+
+    /// Remembers what it is told now, in place of the oldest.
+    pub(super) fn tell(&mut self, pid: i32, now: BootInstant, refused: &Refused) {
+        if !matches!(refused, Refused::TooManyOfCaller | Refused::TooOften) {
+            return;
+        }
+        self.0.retain(|(known, at, _)| *known != pid && now.since(*at) < LATELY);
+        self.0.truncate(LATELY_MAX - 1);
+        self.0.push_front((pid, now, refused.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> BootInstant {
+        BootInstant::from_nanos(millis * 1_000_000)
+    }
+
+    #[test]
+    fn a_process_is_told_the_same_for_a_moment_and_others_are_not() {
+        let mut lately = Lately::default();
+        lately.tell(7, at(0), &Refused::TooOften);
+        assert_eq!(lately.told(7, at(99)), Some(&Refused::TooOften));
+        assert_eq!(lately.told(8, at(99)), None);
+        assert_eq!(lately.told(7, at(100)), None);
+        lately.tell(7, at(100), &Refused::TooManyOfCaller);
+        assert_eq!(lately.told(7, at(101)), Some(&Refused::TooManyOfCaller));
+        assert_eq!(lately.0.len(), 1);
+    }
+
+    #[test]
+    fn who_it_is_and_what_others_have_is_asked_each_time() {
+        let mut lately = Lately::default();
+        lately.tell(7, at(0), &Refused::Nobody("in another pod".to_owned()));
+        lately.tell(7, at(0), &Refused::TooMany);
+        assert_eq!(lately.told(7, at(0)), None);
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_at_the_bound() {
+        let mut lately = Lately::default();
+        for pid in 0..=i32::try_from(LATELY_MAX).unwrap() {
+            lately.tell(pid, at(0), &Refused::TooOften);
+        }
+        assert_eq!((lately.told(0, at(0)), lately.0.len()), (None, LATELY_MAX));
+        assert!(lately.told(1, at(0)).is_some());
+    }
+}
