@@ -20,7 +20,8 @@ fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
         "--overwrite",
         "pod-security.kubernetes.io/enforce=restricted",
     ]);
-    let items = "- secret: secret/shop/web\n- secret: database/creds/shop\n  path: database.json\n";
+    product.bed.write_database_role("csi", json!({}));
+    let items = "- secret: secret/shop/web\n- secret: database/creds/csi\n  path: database.json\n";
     let mut app = pod("shop", "app", "web", BUSYBOX, json!({ "items": items }));
     restrict(&mut app);
     node.apply(&app);
@@ -45,14 +46,12 @@ fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
 
     // A KV session, one for the credential's consumer, and one read of each path.
     assert_eq!(product.requests("secret/data/shop/web", "read"), 1);
-    assert_eq!(product.requests("database/creds/shop", "read"), 1);
-    let users = product.bed.database_users();
+    assert_eq!(product.requests("database/creds/csi", "read"), 1);
+    let users = product.users_of("csi");
     assert_eq!(users.len(), 1, "{users:?}");
 
     node.delete_pod("shop", "app");
-    eventually(SOON, "the credential ends with its pod", || {
-        product.bed.database_users().is_empty()
-    });
+    eventually(SOON, "the credential ends with its pod", || product.users_of("csi").is_empty());
     let volumes = product.status()["volumes"].to_string();
     assert!(!volumes.contains("shop/app"), "{volumes}");
 }
