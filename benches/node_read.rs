@@ -82,7 +82,7 @@ fn main() -> io::Result<()> {
             }
             Err(why) => println!("pod, {label}: not run: {why}"),
         }
-        // On kept connections the other bench has it.
+        // One row for what a look at a user costs; on kept connections the other bench has it.
         if matches!(shape, Connections::New(4)) {
             let stay = |_| Ok(());
             rows.push(compare(Caller::HostUser, label, shape, dir.path(), &bare_socket, stay)?);

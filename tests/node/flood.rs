@@ -51,7 +51,7 @@ fn flood(product: &Product, namespace: &str, caller: impl Fn(&str) -> Value, tar
     assert_eq!(warm.refused, 0);
 
     let (mut busy, mut hostile) = (caller("busy"), caller("hostile"));
-    load::spin(&mut busy, target);
+    load::spin(&mut busy);
     load::flood(&mut hostile, target);
     let start = |name: &str, pod: &Value| {
         node.apply(pod);

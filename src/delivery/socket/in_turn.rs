@@ -34,10 +34,10 @@ impl InTurn {
         transport: &Transport,
         stream: &UnixStream,
     ) -> Option<Result<LetIn, Refused>> {
-        // Of no proof, which a refusal takes none of.
+        // The number proves nothing; it is used to refuse only.
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
         if let Some(refused) = pid.and_then(|pid| self.lately.told(pid, BootInstant::now())) {
-            transport.refuse_again(stream, refused);
+            transport.refuse_unseen(stream, refused);
             self.again = self.again.wrapping_add(1);
             if self.again.is_multiple_of(AT_ONCE) {
                 tokio::task::yield_now().await;
@@ -53,7 +53,7 @@ impl InTurn {
             return None;
         };
         if let (Err(refused), Some(pid)) = (&found, pid) {
-            self.lately.tell(pid, BootInstant::now(), refused);
+            self.lately.remember(pid, BootInstant::now(), refused);
         }
         Some(found)
     }
@@ -65,18 +65,18 @@ impl InTurn {
 /// By number, which is no proof: whoever comes by the number of such a process meanwhile has to
 /// come again.
 #[derive(Debug, Default)]
-pub(super) struct Lately(VecDeque<(i32, BootInstant, Refused)>);
+struct Lately(VecDeque<(i32, BootInstant, Refused)>);
 
 impl Lately {
     /// What this process was told a moment ago.
-    pub(super) fn told(&self, pid: i32, now: BootInstant) -> Option<&Refused> {
+    fn told(&self, pid: i32, now: BootInstant) -> Option<&Refused> {
         let (.., told) =
             self.0.iter().find(|(known, at, _)| *known == pid && now.since(*at) < LATELY)?;
         Some(told)
     }
 
     /// Remembers what it is told now, in place of the oldest.
-    pub(super) fn tell(&mut self, pid: i32, now: BootInstant, refused: &Refused) {
+    fn remember(&mut self, pid: i32, now: BootInstant, refused: &Refused) {
         if !matches!(refused, Refused::TooManyOfCaller | Refused::TooOften) {
             return;
         }
@@ -97,11 +97,11 @@ mod tests {
     #[test]
     fn a_process_is_told_the_same_for_a_moment_and_others_are_not() {
         let mut lately = Lately::default();
-        lately.tell(7, at(0), &Refused::TooOften);
+        lately.remember(7, at(0), &Refused::TooOften);
         assert_eq!(lately.told(7, at(99)), Some(&Refused::TooOften));
         assert_eq!(lately.told(8, at(99)), None);
         assert_eq!(lately.told(7, at(100)), None);
-        lately.tell(7, at(100), &Refused::TooManyOfCaller);
+        lately.remember(7, at(100), &Refused::TooManyOfCaller);
         assert_eq!(lately.told(7, at(101)), Some(&Refused::TooManyOfCaller));
         assert_eq!(lately.0.len(), 1);
     }
@@ -109,8 +109,8 @@ mod tests {
     #[test]
     fn who_it_is_and_what_others_have_is_asked_each_time() {
         let mut lately = Lately::default();
-        lately.tell(7, at(0), &Refused::Nobody("in another pod".to_owned()));
-        lately.tell(7, at(0), &Refused::TooMany);
+        lately.remember(7, at(0), &Refused::Nobody("in another pod".to_owned()));
+        lately.remember(7, at(0), &Refused::TooMany);
         assert_eq!(lately.told(7, at(0)), None);
     }
 
@@ -118,7 +118,7 @@ mod tests {
     fn the_oldest_is_forgotten_at_the_bound() {
         let mut lately = Lately::default();
         for pid in 0..=i32::try_from(LATELY_MAX).unwrap() {
-            lately.tell(pid, at(0), &Refused::TooOften);
+            lately.remember(pid, at(0), &Refused::TooOften);
         }
         assert_eq!((lately.told(0, at(0)), lately.0.len()), (None, LATELY_MAX));
         assert!(lately.told(1, at(0)).is_some());

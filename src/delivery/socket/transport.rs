@@ -135,8 +135,7 @@ impl Transport {
                 }
             };
             if shared.0.is_flooded(connections.len()) {
-                shared.0.caps.connections.count();
-                shared.0.refuse(&stream, &Refused::TooManyOfCaller);
+                shared.0.refuse_unseen(&stream, &Refused::TooManyOfCaller);
                 tokio::time::sleep(FLOOD_PAUSE).await;
                 continue;
             }
@@ -343,8 +342,9 @@ impl Transport {
         }
     }
 
-    /// The same once more, counted as what the caps would say again.
-    pub(super) fn refuse_again(&self, stream: &UnixStream, refused: &Refused) {
+    /// Refuses whoever has or asks too much without a look at who it is, counted as what the caps
+    /// would say.
+    pub(super) fn refuse_unseen(&self, stream: &UnixStream, refused: &Refused) {
         match refused {
             Refused::TooOften => {
                 self.caps.requests.count();
