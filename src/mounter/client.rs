@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::{FileType, fstat, fstatfs};
+use rustix::fs::{FileType, fstat};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -19,6 +20,7 @@ use super::MounterError;
 use super::exchange::{Answer, Exchange};
 use super::listener::socket;
 use super::protocol::{ProtocolError, REPLY_BYTES_MAX, Reply, Request};
+use super::tmpfs;
 use crate::sys;
 
 /// How long connecting and sending may take, and again how long the answer. Requests wait for each
@@ -26,8 +28,6 @@ use crate::sys;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More descriptors than any reply has, so that surplus ones are seen, and closed.
 const DESCRIPTORS_MAX: usize = 4;
-/// `statfs` type of a tmpfs, from linux/magic.h.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// Asks the mounter that listens on a socket.
 #[derive(Debug, Clone)]
@@ -72,18 +72,23 @@ impl<E: Into<io::Error>> From<E> for ExchangeError {
     }
 }
 
+/// A process that is stopped and goes on, or is frozen, has its system calls on sockets with
+/// timeouts interrupted (signal(7)), hence the repetitions.
 fn exchange(path: &Path, request: &Request) -> Result<Answer, ExchangeError> {
     let connection = socket()?;
     set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE))?;
     set_socket_timeout(&connection, Timeout::Recv, Some(PATIENCE))?;
-    connect(&connection, &SocketAddrUnix::new(path)?)?;
+    let address = SocketAddrUnix::new(path)?;
+    retry_on_intr(|| connect(&connection, &address))?;
     // Files are written where its answer leads.
     if sys::peer_uid(connection.as_fd())? != 0 {
         return Err(io::Error::other("what listens there does not run as root").into());
     }
     let mut nothing = SendAncillaryBuffer::default();
     let packet = request.encode();
-    sendmsg(&connection, &[IoSlice::new(&packet)], &mut nothing, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| {
+        sendmsg(&connection, &[IoSlice::new(&packet)], &mut nothing, SendFlags::NOSIGNAL)
+    })?;
     let (packet, descriptors) = receive(&connection)?;
     let reply = Reply::decode(&packet).map_err(ExchangeError::Answer)?;
     let expected = usize::from(matches!(reply, Reply::Prepared { .. }));
@@ -103,12 +108,10 @@ fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), ExchangeErro
     let mut packet = vec![0; REPLY_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = recvmsg(
-        connection,
-        &mut [IoSliceMut::new(&mut packet)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let message = retry_on_intr(|| {
+        let mut buffers = [IoSliceMut::new(&mut packet)];
+        recvmsg(connection, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
     let mut descriptors = Vec::new();
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = part {
@@ -134,7 +137,7 @@ fn receive(connection: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), ExchangeErro
 fn is_tmpfs_directory(root: &OwnedFd) -> bool {
     let directory =
         fstat(root).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-    directory && fstatfs(root).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(TMPFS_MAGIC))
+    directory && tmpfs::holds(root)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub mod sandbox;
 mod selinux;
 pub mod server;
 mod size;
+mod table;
 pub mod target;
 mod tmpfs;
 mod tree;

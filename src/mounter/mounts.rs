@@ -14,8 +14,9 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::protocol::{INODES_PER_REPLY, VOLUMES_PER_REPLY};
+use super::table::{MountTable, On};
 use super::target::{KubeletRoot, TARGET_DIRECTORY, Target, TargetError, VolumeKey};
-use super::tree::{self, On, if_there, make_directory, mounted_on, open_directory};
+use super::tree::{self, if_there, lies, make_directory, open_directory};
 use super::{Failure, Mounted, TmpfsSize, failed, selinux, tmpfs};
 use crate::domain::CsiDriverName;
 use crate::mountinfo::{self, MountLine};
@@ -53,6 +54,8 @@ pub struct Mounts {
     config: MountsConfig,
     kubelet: OwnedFd,
     private: OwnedFd,
+    /// The SELinux label of new volumes, where the node has such labels.
+    label: Option<&'static str>,
 }
 
 impl Mounts {
@@ -83,14 +86,18 @@ impl Mounts {
                 Errno::PERM,
             ));
         }
-        Ok(Self { config, kubelet, private })
+        let line = mount_line(&kubelet).map_err(|source| OpenError {
+            what: "find the mount of",
+            path: root.to_owned(),
+            source,
+        })?;
+        Ok(Self { label: selinux::label(line.as_ref()), config, kubelet, private })
     }
 
     /// Whether mounts made here appear in the kubelet's mount namespace too: not if this one is
     /// another that is not shared with it.
     pub fn propagate(&self) -> io::Result<bool> {
-        let (id, _) = tree::mount_of(&self.kubelet)?;
-        Ok(mountinfo::read()?.iter().any(|line| line.id == id && line.shared))
+        Ok(mount_line(&self.kubelet)?.is_some_and(|line| line.shared))
     }
 
     /// The kubelet's root, which targets are parsed against.
@@ -107,34 +114,35 @@ impl Mounts {
         let name = key.directory();
         make_directory(self.private.as_fd(), &name, PRIVATE_MODE)
             .map_err(failed("make the volume's private directory"))?;
-        let table = table()?;
+        let table = MountTable::default();
         let directory = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
-        if self.ours(&directory, &table, "its private directory")?.is_some() {
-            if let Err(error) = tmpfs::resize(directory.as_fd(), size) {
-                tracing::warn!(volume = %key, %error, "volume keeps its present size");
+        let (mount, noswap) = match self.ours(&directory, &table, "its private directory")? {
+            Some(line) => {
+                if let Err(error) = tmpfs::resize(directory.as_fd(), size) {
+                    tracing::warn!(volume = %key, %error, "volume keeps its present size");
+                }
+                let noswap = line.super_options.split(',').any(|option| option == "noswap");
+                (directory, noswap)
             }
-            return self.hand_over(&directory, &table);
-        }
-        let made = self.create(key, size, &table).map_err(failed("make a tmpfs"))?;
-        tmpfs::attach(made.as_fd(), directory.as_fd()).map_err(failed("mount the tmpfs"))?;
-        self.hand_over(&made, &self::table()?)
+            None => {
+                let made = self.create(key, size).map_err(failed("make a tmpfs"))?;
+                let (mount, directory) = (made.0.as_fd(), directory.as_fd());
+                tmpfs::attach(mount, directory).map_err(failed("mount the tmpfs"))?;
+                made
+            }
+        };
+        let root = tmpfs::detached_root(mount.as_fd()).map_err(failed("open the tmpfs"))?;
+        Ok((root, noswap))
     }
 
-    /// Makes a volume's tmpfs, with a label where the node wants one.
-    fn create(
-        &self,
-        key: &VolumeKey,
-        size: TmpfsSize,
-        table: &[MountLine],
-    ) -> Result<OwnedFd, Errno> {
-        let (id, _) = tree::mount_of(&self.kubelet)?;
+    /// Makes a volume's tmpfs, with a label where the node wants one; whether it stays out of swap.
+    fn create(&self, key: &VolumeKey, size: TmpfsSize) -> Result<(OwnedFd, bool), Errno> {
         let create =
             |label| tmpfs::create(self.config.driver.as_str(), size, self.config.agent_uid, label);
-        let label = selinux::label(table.iter().find(|line| line.id == id));
-        match create(label) {
-            Err(error) if label.is_some() && selinux::refuses_labels(error) => {
+        match create(self.label) {
+            Err(error) if self.label.is_some() && selinux::refuses_labels(error) => {
                 tracing::warn!(
-                    volume = %key, label, %error,
+                    volume = %key, label = self.label, %error,
                     "volume has no SELinux label, so its pod may not be able to read it: let the \
                      node's policy give container runtimes' volumes this one"
                 );
@@ -149,15 +157,19 @@ impl Mounts {
         if target.key() != key {
             return Err(Failure::OtherVolume);
         }
-        let table = table()?;
-        let (private, line) = self.prepared(key, &table)?;
+        // Not looked up in the table: `prepare` did, and nobody but root comes there.
+        let private = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
+        let volume = lies(&private).map_err(failed("look at the volume"))?;
+        if !volume.is_root || !tmpfs::holds(&private) {
+            return Err(Failure::NotPrepared);
+        }
         let parent = self.target_parent(key)?.ok_or(Failure::NoPodDirectory)?;
         make_directory(parent.as_fd(), TARGET_DIRECTORY, DIRECTORY_MODE)
             .map_err(failed("make the target"))?;
         let directory =
             open_directory(parent.as_fd(), TARGET_DIRECTORY).map_err(failed("open the target"))?;
-        match self.ours(&directory, &table, "the target")? {
-            Some(bound) if bound.device == line.device => return Ok(()),
+        match self.ours(&directory, &MountTable::default(), "the target")? {
+            Some(bound) if bound.device == volume.device => return Ok(()),
             Some(_) => return Err(foreign("tmpfs of another volume", "the target")),
             None => {}
         }
@@ -165,10 +177,9 @@ impl Mounts {
             .map_err(failed("copy the mount (this takes Linux 5.12)"))?;
         tmpfs::attach(copy.as_fd(), directory.as_fd()).map_err(failed("mount the target"))?;
         // The directory may have been moved or covered after it was opened.
-        let (id, _) = tree::mount_of(&copy).map_err(failed("look at the target"))?;
-        let reached = open_directory(parent.as_fd(), TARGET_DIRECTORY)
-            .and_then(|reached| tree::mount_of(&reached));
-        if reached != Ok((id, true)) {
+        let bound = lies(&copy).map_err(failed("look at the target"))?;
+        let reached = open_directory(parent.as_fd(), TARGET_DIRECTORY);
+        if reached.and_then(|reached| lies(&reached)) != Ok(bound) {
             tmpfs::detach(copy.as_fd()).map_err(failed("unmount a target that was moved away"))?;
             return Err(foreign("something that came meanwhile", "the target"));
         }
@@ -185,7 +196,7 @@ impl Mounts {
 
     /// Unmounts a volume's tmpfs and removes its private directory.
     pub(super) fn discard(&self, key: &VolumeKey) -> Result<(), Failure> {
-        if self.bound(key, &table()?)? {
+        if self.bound(key, &MountTable::default())? {
             return Err(Failure::StillBound);
         }
         self.clear(&self.private, &key.directory(), "its private directory")
@@ -195,7 +206,7 @@ impl Mounts {
     pub(super) fn list(&self, after: Option<&VolumeKey>) -> Result<(Vec<Mounted>, bool), Failure> {
         let names = tree::names(&self.private).map_err(failed("list the private directory"))?;
         let keys: BTreeSet<VolumeKey> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        let table = table()?;
+        let table = MountTable::default();
         let mut rest = keys.into_iter().filter(|key| after.is_none_or(|after| key > after));
         let page: Result<Vec<Mounted>, Failure> = rest
             .by_ref()
@@ -207,10 +218,10 @@ impl Mounts {
 
     /// Inodes of a volume that are mounted somewhere by themselves.
     pub(super) fn mounted_below(&self, key: &VolumeKey) -> Result<Vec<u64>, Failure> {
-        let table = table()?;
+        let table = MountTable::default();
         let (private, line) = self.prepared(key, &table)?;
         let mut inodes = BTreeSet::new();
-        for mounted in table.iter().filter(|other| other.device == line.device) {
+        for mounted in table.lines()?.iter().filter(|other| other.device == line.device) {
             let Ok(path) = mounted.root.strip_prefix("/") else { continue };
             if path == Path::new("") {
                 continue;
@@ -233,7 +244,7 @@ impl Mounts {
     fn prepared<'a>(
         &self,
         key: &VolumeKey,
-        table: &'a [MountLine],
+        table: &'a MountTable,
     ) -> Result<(OwnedFd, &'a MountLine), Failure> {
         let directory = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
         let line = self.ours(&directory, table, "its private directory")?;
@@ -251,13 +262,13 @@ impl Mounts {
     }
 
     /// Whether the volume's target has a mount of ours on it.
-    fn bound(&self, key: &VolumeKey, table: &[MountLine]) -> Result<bool, Failure> {
+    fn bound(&self, key: &VolumeKey, table: &MountTable) -> Result<bool, Failure> {
         self.unless_behind_a_link(key, false, || {
             let Some(parent) = self.target_parent(key)? else { return Ok(false) };
             let target = if_there(open_directory(parent.as_fd(), TARGET_DIRECTORY))
                 .map_err(failed("open the target"))?;
             let Some(target) = target else { return Ok(false) };
-            match mounted_on(&target, table).map_err(failed("look at the target"))? {
+            match table.on(&target)? {
                 On::Mount(line) => Ok(self.is_ours(line)),
                 On::Nothing | On::Unknown => Ok(false),
             }
@@ -282,23 +293,24 @@ impl Mounts {
 
     /// Whether the volume's tmpfs is mounted outside of its private place.
     fn has_copies(&self, key: &VolumeKey) -> Result<bool, Failure> {
-        let table = table()?;
+        let table = MountTable::default();
         let Some(directory) = self.private_directory(key)? else { return Ok(false) };
         let line = self.ours(&directory, &table, "its private directory")?;
-        let is_copy = |line: &MountLine, other: &MountLine| {
+        let Some(line) = line else { return Ok(false) };
+        let is_copy = |other: &MountLine| {
             other.device == line.device && other.id != line.id && self.is_ours(other)
         };
-        Ok(line.is_some_and(|line| table.iter().any(|other| is_copy(line, other))))
+        Ok(table.lines()?.iter().any(is_copy))
     }
 
     /// Our mount on an open directory, if one is there; anything else there is a failure.
     fn ours<'a>(
         &self,
         directory: &OwnedFd,
-        table: &'a [MountLine],
+        table: &'a MountTable,
         place: &str,
     ) -> Result<Option<&'a MountLine>, Failure> {
-        match mounted_on(directory, table).map_err(failed("look for mounts"))? {
+        match table.on(directory)? {
             On::Nothing => Ok(None),
             On::Mount(line) if self.is_ours(line) => Ok(Some(line)),
             On::Mount(line) => Err(foreign(&line.fs_type, place)),
@@ -313,20 +325,13 @@ impl Mounts {
             && line.root == Path::new("/")
     }
 
-    fn hand_over(&self, mount: &OwnedFd, table: &[MountLine]) -> Result<(OwnedFd, bool), Failure> {
-        let line = self.ours(mount, table, "its private directory")?.ok_or(Failure::NotPrepared)?;
-        let noswap = line.super_options.split(',').any(|option| option == "noswap");
-        let root = tmpfs::detached_root(mount.as_fd()).map_err(failed("open the tmpfs"))?;
-        Ok((root, noswap))
-    }
-
     /// Unmounts what is ours on a directory, layer by layer, and removes the directory.
     fn clear(&self, parent: &OwnedFd, name: &str, place: &str) -> Result<(), Failure> {
         for _ in 0..LAYERS_MAX {
             let directory = if_there(open_directory(parent.as_fd(), name))
                 .map_err(failed("open what is to be removed"))?;
             let Some(directory) = directory else { return Ok(()) };
-            if self.ours(&directory, &table()?, place)?.is_none() {
+            if self.ours(&directory, &MountTable::default(), place)?.is_none() {
                 break;
             }
             tmpfs::detach(directory.as_fd()).map_err(failed("unmount"))?;
@@ -335,11 +340,10 @@ impl Mounts {
     }
 }
 
-fn table() -> Result<Vec<MountLine>, Failure> {
-    mountinfo::read().map_err(|error| Failure::System {
-        what: "read the mount table".to_owned(),
-        errno: error.raw_os_error().unwrap_or(libc::EIO),
-    })
+/// The mount that an open directory lies on.
+fn mount_line(directory: &OwnedFd) -> io::Result<Option<MountLine>> {
+    let mount = lies(directory)?.mount;
+    Ok(mountinfo::read()?.into_iter().find(|line| line.id == mount))
 }
 
 fn foreign(what: &str, place: &str) -> Failure {

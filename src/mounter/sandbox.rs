@@ -114,6 +114,7 @@ const FILES: &[i64] = &[
     libc::SYS_lseek,
     libc::SYS_fcntl,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_getdents64,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, accept_with,
@@ -167,7 +167,8 @@ impl Shared {
             return Ok(());
         }
         let mut packet = [0; REQUEST_BYTES_MAX];
-        let (_, length) = recv(connection, &mut packet, RecvFlags::TRUNC)?;
+        // Of a process that was stopped or frozen and goes on, they are interrupted (signal(7)).
+        let (_, length) = retry_on_intr(|| recv(connection, &mut packet, RecvFlags::TRUNC))?;
         // A packet of no bytes is how a connection ends.
         if length == 0 {
             return Ok(());
@@ -194,6 +195,7 @@ fn send(connection: &OwnedFd, packet: &[u8], descriptor: Option<&OwnedFd>) -> io
     if !descriptors.as_slice().is_empty() {
         control.push(SendAncillaryMessage::ScmRights(descriptors.as_slice()));
     }
-    sendmsg(connection, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL)?;
+    let packet = [IoSlice::new(packet)];
+    retry_on_intr(|| sendmsg(connection, &packet, &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }

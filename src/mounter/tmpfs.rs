@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
@@ -21,15 +21,23 @@ const HARMLESS: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 /// Pods enter a volume as any user; its files' own modes decide who reads them.
 const ROOT_MODE: &str = "0755";
 
+/// `statfs` type of a tmpfs, from linux/magic.h.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Whether an open file or directory lies on one.
+pub(super) fn holds(file: &OwnedFd) -> bool {
+    fstatfs(file).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(TMPFS_MAGIC))
+}
+
 /// Makes a tmpfs that is attached nowhere yet and belongs to `owner`; `label` is the SELinux
-/// context of all that lies on it. A kernel before 6.4 does not know `noswap` and makes one
-/// without it.
+/// context of all that lies on it. Whether it stays out of swap comes with it: a kernel before 6.4
+/// does not know `noswap` and makes one without it.
 pub(super) fn create(
     source: &str,
     size: TmpfsSize,
     owner: u32,
     label: Option<&str>,
-) -> Result<OwnedFd, Errno> {
+) -> Result<(OwnedFd, bool), Errno> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", source)?;
     set_size(&context, size)?;
@@ -38,12 +46,13 @@ pub(super) fn create(
     if let Some(label) = label {
         fsconfig_set_string(&context, "context", label)?;
     }
-    match fsconfig_set_flag(&context, "noswap") {
-        Ok(()) | Err(Errno::INVAL) => {}
+    let noswap = match fsconfig_set_flag(&context, "noswap") {
+        Ok(()) => true,
+        Err(Errno::INVAL) => false,
         Err(errno) => return Err(errno),
-    }
+    };
     fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, HARMLESS)
+    Ok((fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, HARMLESS)?, noswap))
 }
 
 /// Brings a tmpfs to another size. It cannot become smaller than what lies on it (`EINVAL`).

@@ -1,4 +1,4 @@
-//! Finds directories below one that is open, and what is mounted on them.
+//! Finds directories below one that is open, and the mounts they lie on.
 //!
 //! No path is resolved through a link or out of the directory it starts from, so whoever can swap
 //! names in the tree can make a call fail and cannot lead it elsewhere.
@@ -10,8 +10,6 @@ use rustix::fs::{
     unlinkat,
 };
 use rustix::io::Errno;
-
-use crate::mountinfo::MountLine;
 
 /// Opens a directory to work from, without reading it.
 pub(super) fn open_directory(from: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
@@ -53,29 +51,23 @@ pub(super) fn if_there<T>(found: Result<T, Errno>) -> Result<Option<T>, Errno> {
     }
 }
 
-/// What is mounted exactly on a directory.
-pub(super) enum On<'a> {
-    /// Nothing.
-    Nothing,
-    /// This.
-    Mount(&'a MountLine),
-    /// Something that was not in the table yet.
-    Unknown,
+/// Where an open directory lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lies {
+    /// The id of the mount.
+    pub(super) mount: u64,
+    /// Whether the directory is that mount's root.
+    pub(super) is_root: bool,
+    /// The file system, as the mount table has it.
+    pub(super) device: (u32, u32),
 }
 
-/// The id of the mount that an open directory lies on, and whether it is that mount's root.
-pub(super) fn mount_of(directory: &OwnedFd) -> Result<(u64, bool), Errno> {
+/// Asks where an open directory lies.
+pub(super) fn lies(directory: &OwnedFd) -> Result<Lies, Errno> {
     let stat = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-    let root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-    Ok((stat.stx_mnt_id, root))
-}
-
-/// Looks it up for an open directory.
-pub(super) fn mounted_on<'a>(directory: &OwnedFd, table: &'a [MountLine]) -> Result<On<'a>, Errno> {
-    match mount_of(directory)? {
-        (_, false) => Ok(On::Nothing),
-        (id, true) => Ok(table.iter().find(|line| line.id == id).map_or(On::Unknown, On::Mount)),
-    }
+    let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    let device = (stat.stx_dev_major, stat.stx_dev_minor);
+    Ok(Lies { mount: stat.stx_mnt_id, is_root, device })
 }
 
 /// The names in a directory.

@@ -17,6 +17,7 @@ mod fake_vault;
 mod hostile_calls;
 mod leaks;
 mod matrix;
+mod pauses;
 #[path = "../support/pod_cgroups.rs"]
 mod pod_cgroups;
 #[path = "../support/pod_node.rs"]
