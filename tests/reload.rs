@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::agent::{Agent, request};
 use support::process::eventually;
 
@@ -80,11 +80,10 @@ fn held(agent: &Agent) -> (String, bool) {
     (value, agent.command(&["status"]).1.contains("held"))
 }
 
-fn audited(agent: &Agent, what: &str) -> bool {
-    agent
-        .audit()
-        .iter()
-        .any(|line| line["message"].as_str().is_some_and(|message| message.contains(what)))
+/// Waits for a line of the audit log, which may be written after the reply.
+fn wait_for_audit(agent: &Agent, what: &str) {
+    let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.contains(what));
+    eventually(SOON, what, || agent.audit().iter().any(said));
 }
 
 #[test]
@@ -103,7 +102,7 @@ fn a_policy_that_would_empty_many_volumes_waits_until_it_is_accepted() {
     assert_eq!(code, 1, "{text}");
     assert!(text.starts_with("held, the old policy stays in force: 3 of 4 volumes"), "{text}");
     assert_eq!(text.matches("  volume ").count(), 3, "{text}");
-    assert!(audited(&agent, "changed policy held (3 of 4 volumes would lose secrets"));
+    wait_for_audit(&agent, "changed policy held (3 of 4 volumes would lose secrets");
     // Longer than forbid_grace.
     std::thread::sleep(Duration::from_secs(2));
     assert!(VOLUMES.iter().all(|volume| has_file(&agent, volume)), "a file was taken away");
@@ -116,7 +115,7 @@ fn a_policy_that_would_empty_many_volumes_waits_until_it_is_accepted() {
     });
     assert!(has_file(&agent, "a"));
     assert_eq!(held(&agent).0, "0");
-    assert!(audited(&agent, "held policy accepted by an operator"));
+    wait_for_audit(&agent, "held policy accepted by an operator");
 }
 
 #[test]

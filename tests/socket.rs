@@ -18,6 +18,7 @@ use secrets_broker::identity::self_test::NodeProof;
 use secrets_broker::telemetry::{Limit, Metrics};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -34,14 +35,21 @@ struct Server {
     path: PathBuf,
     metrics: Metrics,
     stop: CancellationToken,
+    /// Told when a slow reply has begun.
+    slow: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
 /// What the test service answers: the caller's uid, or as many bytes as the path says.
-async fn reply(uid: u32, request: Request<hyper::body::Incoming>) -> Result<Answer, Infallible> {
+async fn reply(
+    uid: u32,
+    request: Request<hyper::body::Incoming>,
+    slow: Arc<Notify>,
+) -> Result<Answer, Infallible> {
     let body = match request.uri().path().trim_start_matches('/').parse::<usize>() {
         Ok(length) => Bytes::from(vec![b'x'; length]),
         Err(_) if request.uri().path() == "/slow" => {
+            slow.notify_one();
             tokio::time::sleep(Duration::from_millis(30)).await;
             Bytes::from("slow")
         }
@@ -63,16 +71,19 @@ fn serve(limits: Limits) -> Server {
         caps,
         metrics: metrics.clone(),
     };
-    let run = transport.run(socket, stop.clone(), |caller: LetIn| {
+    let slow = Arc::new(Notify::new());
+    let begun = Arc::clone(&slow);
+    let run = transport.run(socket, stop.clone(), move |caller: LetIn| {
         let LetIn::Named(caller) = caller else { panic!("no caller") };
         let Subject::HostUser { uid, .. } = *caller.identity.subject() else { panic!("no user") };
+        let begun = Arc::clone(&begun);
         service_fn(move |request| {
             // The caller's place is held as long as the connection's service lives.
             let _place = &caller;
-            Box::pin(reply(uid, request))
+            Box::pin(reply(uid, request, Arc::clone(&begun)))
         })
     });
-    Server { _directory: directory, path, metrics, stop, task: tokio::spawn(run) }
+    Server { _directory: directory, path, metrics, stop, slow, task: tokio::spawn(run) }
 }
 
 impl Server {
@@ -299,7 +310,7 @@ async fn at_the_stop_running_replies_finish_idle_connections_close_and_the_path_
     assert!(idle.read(&mut [0; 1024]).await.unwrap() > 0);
     let mut busy = server.connect().await;
     busy.write_all(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    server.slow.notified().await;
 
     server.stop.cancel();
     assert!(read_to_end(&mut busy).await.ends_with("slow"));

@@ -70,18 +70,19 @@ fn a_database_credential_works_in_postgres_until_its_lease_ends() {
     bed.vault.write("sys/leases/revoke", json!({ "lease_id": lease_id }));
     eventually(SOON, "the role is dropped", || bed.database_users().is_empty());
     assert!(bed.postgres.login(&user, &password).is_err());
-    assert!(bed.leases("shop").is_empty());
+    // Which is the last thing that Vault does.
+    eventually(SOON, "the lease is forgotten", || bed.leases("shop").is_empty());
 }
 
 #[test]
 fn a_lease_that_nobody_renews_ends_after_its_ttl() {
     let bed = Testbed::start();
-    bed.write_database_role("brief", json!({ "default_ttl": "2s", "max_ttl": "4s" }));
+    bed.write_database_role("brief", json!({ "default_ttl": "4s", "max_ttl": "8s" }));
+    let minted = Instant::now();
     bed.vault.read("database/creds/brief").expect("a credential");
     assert_eq!(bed.database_users().len(), 1);
-    let minted = Instant::now();
     eventually(SOON, "Vault drops the role", || bed.database_users().is_empty());
-    assert!(minted.elapsed() > Duration::from_millis(1500), "{:?}", minted.elapsed());
+    assert!(minted.elapsed() > Duration::from_millis(3500), "{:?}", minted.elapsed());
 }
 
 #[test]
@@ -105,6 +106,7 @@ fn a_static_role_gets_a_new_password_on_rotation() {
 #[test]
 fn a_sealed_vault_answers_503_and_keeps_leases_through_unseal_and_crash() {
     let mut bed = Testbed::start();
+    bed.write_database_role("shop", json!({ "default_ttl": "1h", "max_ttl": "2h" }));
     let login = bed.log_in();
     let (user, password) = mint(&bed, client_token(&login));
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::testbed::Testbed;
 
-/// Often enough to see each lease of a check that lasts a moment: it logs in to PostgreSQL twice.
+/// Often enough to see a session of the agent.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// How Vault's service, batch and recovery tokens begin.
 const TOKENS: [&str; 3] = ["hvs.", "hvb.", "hvr."];
@@ -39,6 +39,11 @@ impl Upstream {
                 seen.accessors.extend(bed.vault.list("auth/token/accessors"));
                 thread::sleep(INTERVAL);
             }
+            // A credential may have lived for less than a look takes.
+            let log = bed.vault.audit_log();
+            let issued =
+                log.iter().filter_map(|entry| entry["response"]["secret"]["lease_id"].as_str());
+            seen.leases.extend(issued.filter_map(|id| id.rsplit('/').next().map(str::to_owned)));
             seen
         });
         Watch { stop, observer }

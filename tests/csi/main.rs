@@ -38,7 +38,7 @@ use tempfile::TempDir;
 
 use cluster::{Pod, key_set};
 use support::agent::Agent;
-use support::process::Process;
+use support::process::{Process, eventually};
 use support::server_program;
 
 const CONFIG: &str = r#"
@@ -231,7 +231,8 @@ fn volumes_are_published_again_and_again_and_go_without_a_trace() {
     assert_eq!(passed, names(WITH_VOLUMES));
     assert_eq!(node.leftovers(), Vec::<String>::new());
     // Each was filled, not only mounted.
-    let published = node.agent.audit();
-    let reads = published.iter().filter(|line| line.to_string().contains("secret/data/shop/web"));
-    assert!(reads.count() >= 3, "{published:?}");
+    let is_read = |line: &&Value| line.to_string().contains("secret/data/shop/web");
+    eventually(LIMIT, "each is in the audit log", || {
+        node.agent.audit().iter().filter(is_read).count() >= 3
+    });
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::api_server;
 use crate::support::kubernetes::NODE;
 use crate::support::node::image::{File, program_with_libraries};
 use crate::support::node::{ADDRESS, BUSYBOX, SERVICE_ADDRESS, SOON};
@@ -36,7 +37,7 @@ pub const SERVE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done
 
 #[test]
 fn the_node_is_ready_with_its_own_address_and_versions() {
-    let node = node();
+    let (_runs, node) = (api_server(), node());
     let path = format!("api/v1/nodes/{NODE}");
     let status = node.get(&path).expect("the node is registered")["status"].clone();
     let address = json!({ "type": "InternalIP", "address": ADDRESS });
@@ -49,7 +50,7 @@ fn the_node_is_ready_with_its_own_address_and_versions() {
 
 #[test]
 fn a_restricted_pod_has_the_projected_token_and_its_output_is_read() {
-    let node = node();
+    let (_runs, node) = (api_server(), node());
     node.create_namespace("restricted");
     let script = "id; cut -d. -f2 /tokens/vault | tr '_-' '/+' | base64 -d 2>/dev/null || echo; \
                   ls -ln /tokens/..data/; grep -E 'Seccomp:|CapEff|NoNewPrivs' /proc/self/status; \
@@ -88,7 +89,7 @@ fn a_restricted_pod_has_the_projected_token_and_its_output_is_read() {
 
 #[test]
 fn what_a_privileged_daemon_mounts_under_the_kubelets_root_the_host_sees() {
-    let node = node();
+    let (_runs, node) = (api_server(), node());
     node.create_namespace("mounts");
     let root = node.kubelet_root();
     let target = root.join("plugins/mounts/volume");
@@ -140,7 +141,7 @@ fn what_a_privileged_daemon_mounts_under_the_kubelets_root_the_host_sees() {
 
 #[test]
 fn a_pod_logs_in_to_vault_with_its_own_token_and_reads() {
-    let node = node();
+    let (_runs, node) = (api_server(), node());
     let bed = Testbed::start_beside(&node);
     node.create_namespace(NAMESPACE);
     bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));
@@ -170,7 +171,7 @@ fn a_pod_logs_in_to_vault_with_its_own_token_and_reads() {
 
 #[test]
 fn a_pod_runs_the_products_own_binary_and_reaches_the_api_server() {
-    let node = node();
+    let (_runs, node) = (api_server(), node());
     node.create_namespace("product");
     let program = Path::new(env!("CARGO_BIN_EXE_secrets-broker"));
     let mut files = program_with_libraries(program);
@@ -202,7 +203,7 @@ fn a_pod_runs_the_products_own_binary_and_reaches_the_api_server() {
 
 #[test]
 fn manifests_in_yaml_are_applied_and_a_deployments_pods_see_each_other() {
-    let node = node();
+    let (_runs, node) = (api_server(), node());
     node.create_namespace("yaml");
     node.apply_yaml(&format!(
         "apiVersion: v1\n\

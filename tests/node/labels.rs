@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use crate::api_server_alone;
 use crate::load::{self, Target};
 use crate::product::{Product, pod, product, product_alone, root_of};
 use crate::support::node::{BUSYBOX, SOON};
@@ -67,7 +68,7 @@ fn a_label_opens_a_secret_and_its_change_takes_it_away_and_gives_it_back() {
 #[test]
 fn a_known_pod_is_served_while_the_api_server_is_away_and_status_says_so() {
     let product = product_alone();
-    let node = node();
+    let (_alone, node) = (api_server_alone(), node());
     let attributes = prepare(&product, "away");
     node.apply(&labelled("files", BUSYBOX, "front", attributes));
     let socket = json!({ "deliver": "socket" });

@@ -149,20 +149,20 @@ fn nobody_else_gets_anything_from_a_pods_socket() {
 #[test]
 fn a_pods_socket_comes_back_with_the_agents_successor() {
     let product = product_alone();
-    prepare(&product, "again", "again");
+    prepare(&product, "successor", "successor");
     let node = node();
-    node.apply(&caller("again", "app"));
-    node.wait_until_ready("again", "app");
-    let path = "/v1/secret/data/shop/again";
-    let (code, body) = get("again", "app", SOCKET, path);
+    node.apply(&caller("successor", "app"));
+    node.wait_until_ready("successor", "app");
+    let path = "/v1/secret/data/shop/successor";
+    let (code, body) = get("successor", "app", SOCKET, path);
     assert_eq!(code, 200, "{body}\n{}", product.log());
     product.replace_pod(|| ());
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
     eventually(Duration::from_secs(180), "the socket answers again", || {
         let command =
             ["curl", "-s", "-o", "/dev/null", "-w", "\n%{http_code}", "--unix-socket", SOCKET];
-        let command = [&command[..], &["http://localhost/v1/secret/data/shop/again"]].concat();
-        reply(&node.exec("again", "app", "main", &command)).0 == 200
+        let command = [&command[..], &["http://localhost/v1/secret/data/shop/successor"]].concat();
+        reply(&node.exec("successor", "app", "main", &command)).0 == 200
     });
-    node.delete_pod("again", "app");
+    node.delete_pod("successor", "app");
 }

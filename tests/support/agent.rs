@@ -164,16 +164,19 @@ pub fn request(
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(40)))?;
     let body = body.map(Value::to_string).unwrap_or_default();
-    write!(
-        stream,
+    let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
-    )?;
+    );
+    // Who is refused may be answered, and the connection closed, before all of it is read.
+    let sent = stream.write_all(request.as_bytes());
     let mut reply = Vec::new();
-    stream.read_to_end(&mut reply)?;
-    parse(&String::from_utf8_lossy(&reply))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no complete HTTP reply"))
+    let received = stream.read_to_end(&mut reply);
+    parse(&String::from_utf8_lossy(&reply)).ok_or_else(|| {
+        let incomplete = || io::Error::new(io::ErrorKind::UnexpectedEof, "no complete HTTP reply");
+        sent.and(received.map(drop)).err().unwrap_or_else(incomplete)
+    })
 }
 
 fn parse(reply: &str) -> Option<Answer> {

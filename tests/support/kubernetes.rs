@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::certificates::key_files;
 use super::http::{Api, Reply};
-use super::process::{Process, free_port};
+use super::process::{Process, eventually, free_port};
 use super::server_program;
 
 const START: Duration = Duration::from_secs(90);
@@ -195,6 +195,7 @@ impl Kubernetes {
     }
 
     /// The right to ask TokenReview about other people's tokens, which Vault needs.
+    /// May be used when this returns: the API server learns of it a moment after it is created.
     pub fn let_review_tokens(&self, namespace: &str, name: &str) {
         let account = json!({ "kind": "ServiceAccount", "namespace": namespace, "name": name });
         let binding = json!({
@@ -207,6 +208,16 @@ impl Kubernetes {
             "subjects": [account],
         });
         self.create("apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding);
+        let token = self.token(namespace, name, None, Duration::from_secs(600));
+        let authorization = format!("Bearer {token}");
+        let review = json!({ "spec": { "token": token } });
+        eventually(START, "the right to review tokens", || {
+            let headers = [("Authorization", authorization.as_str())];
+            let path = "apis/authentication.k8s.io/v1/tokenreviews";
+            self.api
+                .send("POST", path, &headers, Some(&review))
+                .is_ok_and(|reply| reply.status == 201)
+        });
     }
 
     /// The right to list and watch pods, as the chart grants it.

@@ -73,14 +73,16 @@ fn a_caller_that_never_comes_back_keeps_the_role_as_long_as_it_was_told_and_no_l
     let rig = Rig::start(bed, &[]);
     let secret = mint(&rig);
     let minted = rig.succeeded(CREDS, "read")[0];
-    assert_eq!(secret["lease_duration"], 5, "whole seconds of what is left");
+    let left = secret["lease_duration"].as_u64();
+    assert!(matches!(left, Some(4 | 5)), "whole seconds of what is left: {left:?}");
     // Renewed upstream meanwhile, so that Vault alone would keep it until the eleventh second.
     eventually(SOON, "the renewal", || rig.succeeded("sys/leases/renew", "update").len() == 1);
     assert_eq!(rig.bed.database_users().len(), 1);
     eventually(SOON, "the role is dropped", || rig.bed.database_users().is_empty());
     let lived = seconds(minted, SystemTime::now());
     eprintln!("an unread 6 s local lease kept the role for {lived:.3} s");
-    assert!((5.9..7.5).contains(&lived), "{lived} s");
+    // Vault alone, which renewed it after four seconds, would drop it after ten.
+    assert!((5.5..9.5).contains(&lived), "{lived} s");
     ended_by_the_session_alone(&rig);
     assert_eq!(rig.requests(CREDS, "read"), 1);
 }

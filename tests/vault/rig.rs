@@ -13,7 +13,7 @@ use crate::support::process::eventually;
 use crate::support::testbed::Testbed;
 
 /// How long the agent and Vault may take for something that nothing delays on purpose.
-pub const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// Longer than any pause the agent makes between attempts: those grow to 30 s, with full jitter.
 pub const BACKOFF: Duration = Duration::from_secs(35);
@@ -98,6 +98,11 @@ impl Rig {
     pub fn json_file(&self, name: &str) -> Value {
         let text = self.file(name).unwrap_or_else(|| panic!("{name} is not on the volume"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}: {text}"))
+    }
+
+    /// Its status follows what it puts on the volume.
+    pub fn wait_until_healthy(&self) {
+        eventually(SOON, "healthy", || self.agent.status()["health"] == "healthy");
     }
 
     pub fn wait_for_file(&self, name: &str) {

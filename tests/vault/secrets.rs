@@ -58,7 +58,9 @@ fn two_hundred_concurrent_readers_of_a_cold_path_cause_one_login_and_one_read() 
         readers.into_iter().map(|reader| reader.join().expect("a reader")).collect()
     });
     for answer in &answers {
-        assert_eq!(cache(answer), (200, "MISS"), "{}", answer.body);
+        // One that connected and was slow to ask may find what the others waited for.
+        let (status, found) = cache(answer);
+        assert!(status == 200 && matches!(found, "MISS" | "HIT"), "{}", answer.body);
         assert_eq!(answer.json()["data"]["data"], json!({ "colour": "blue" }));
     }
     assert_eq!(answers.len(), READERS);
@@ -138,19 +140,17 @@ fn a_deleted_version_is_404_on_the_socket_keeps_the_file_and_heals() {
     assert_eq!(rig.json_file("web.json"), json!({ "colour": "blue" }));
     let why = rig.agent.explain(WEB)["entries"][0]["why"].as_str().unwrap_or_default().to_owned();
     assert!(why.contains("version 1 was deleted; write a new version"), "{why}");
-    let status = rig.agent.status();
-    assert_eq!(status["health"], "degraded");
-    assert!(
-        status["volumes"][0]["alarm"].as_str().is_some_and(|it| it.contains("web.json")),
-        "{status:#}"
-    );
+    assert_eq!(rig.agent.status()["health"], "degraded");
+    let alarm = || rig.agent.status()["volumes"][0]["alarm"].to_string();
+    eventually(SOON, "the alarm", || alarm().contains("web.json"));
 
     rig.bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));
     assert_eq!(rig.agent.command(&["refresh", "secret/shop/web"]).0, 0);
     eventually(SOON, "the new file", || rig.json_file("web.json")["colour"] == "green");
-    assert_eq!(told(&rig, "web.json"), (json!("fresh"), Value::Null));
+    let fresh = (json!("fresh"), Value::Null);
+    eventually(SOON, "the mark goes", || told(&rig, "web.json") == fresh);
     assert_eq!(rig.agent.read(WEB).status, 200);
-    assert_eq!(rig.agent.status()["health"], "healthy");
+    rig.wait_until_healthy();
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_withdrawn_policy_denies_on_the_socket_keeps_the_files_says_why_and_heals() 
     assert_eq!(rig.agent.command(&["refresh", "secret/shop/web"]).0, 0);
     eventually(SOON, "the new file", || rig.json_file("web.json")["colour"] == "green");
     assert_eq!(rig.agent.read(WEB).json()["data"]["data"]["colour"], "green");
-    assert_eq!(rig.agent.status()["health"], "healthy");
+    rig.wait_until_healthy();
 }
 
 #[test]
@@ -233,6 +233,7 @@ fn in_an_outage_kv_is_stale_then_refused_and_the_file_stays_and_is_marked() {
     rig.bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));
     assert_eq!(rig.agent.command(&["refresh", "secret/shop/web"]).0, 0);
     eventually(BACKOFF, "the new file", || rig.json_file("web.json")["colour"] == "green");
-    assert_eq!(told(&rig, "web.json"), (json!("fresh"), Value::Null));
+    let fresh = (json!("fresh"), Value::Null);
+    eventually(SOON, "the mark goes", || told(&rig, "web.json") == fresh);
     assert_eq!(rig.agent.read(WEB).status, 200);
 }

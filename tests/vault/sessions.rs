@@ -45,10 +45,10 @@ fn a_revoked_token_costs_one_login_and_its_leases_are_replaced_once_while_kv_is_
     // It is noticed with the next call, which an operator may hasten; KV asks for nothing yet.
     assert_eq!(rig.agent.command(&["refresh", CREDS]).0, 0);
     eventually(SOON, "the replacement", || rig.bed.database_users().len() == 1);
-    let (status, user) =
-        (rig.json_file("..status.json"), || rig.json_file("database.json")["username"].clone());
+    let user = || rig.json_file("database.json")["username"].clone();
     eventually(SOON, "the new file", || user() != *first[0]);
-    assert_ne!(rig.json_file("..status.json")["revision"], revision["revision"], "{status}");
+    let now = || rig.json_file("..status.json")["revision"].clone();
+    eventually(SOON, "the new revision", || now() != revision["revision"]);
     assert_eq!(rig.agent.read("secret/data/shop/web").header("x-cache"), Some("HIT"));
     assert_eq!(rig.requests(LOGIN, "update"), 3);
 
@@ -95,9 +95,11 @@ fn a_session_that_must_end_is_succeeded_before_its_end_and_its_leases_overlap() 
     eventually(Duration::from_secs(18), "a successor", || {
         rig.succeeded(LOGIN, "update").len() == 4
     });
-    let successor = seconds(logins[1], rig.succeeded(LOGIN, "update")[2]);
-    eprintln!("succeeded after {successor:.3} s of 20");
-    assert!((13.7..15.5).contains(&successor), "{successor} s");
+    // It may be the first one's or the second one's.
+    let successor = rig.succeeded(LOGIN, "update")[2];
+    let after = [logins[0], logins[1]].map(|login| seconds(login, successor));
+    eprintln!("succeeded after {after:.3?} s of 20");
+    assert!(after[0] > 13.7 && after[1] < 15.5, "{after:?} s");
     eventually(SOON, "the replacement", || rig.succeeded(CREDS, "read").len() == 2);
     let replaced = seconds(logins[1], rig.succeeded(CREDS, "read")[1]);
     eprintln!("its lease was replaced after {replaced:.3} s");
@@ -108,10 +110,10 @@ fn a_session_that_must_end_is_succeeded_before_its_end_and_its_leases_overlap() 
         rig.bed.database_users().len() == 1
     });
     thread::sleep(Duration::from_secs(1));
-    assert_eq!(client.never_failed(150).len(), 2);
+    assert_eq!(client.never_failed(90).len(), 2);
     assert_eq!(rig.requests(CREDS, "read"), 2);
     assert_eq!(rig.json_file("web.json"), json!({ "colour": "blue" }));
-    assert_eq!(rig.agent.status()["health"], "healthy");
+    rig.wait_until_healthy();
 }
 
 #[test]
@@ -122,8 +124,13 @@ fn batch_tokens_are_never_renewed_and_their_leases_are_replaced_with_overlap() {
     rig.wait_for_file("database.json");
     let client = Client::start(&rig, "database.json");
     let start = rig.succeeded(CREDS, "read")[0];
+    let user = || rig.json_file("database.json")["username"].clone();
+    let mut users = vec![user()];
     eventually(Duration::from_secs(30), "two replacements", || {
-        rig.succeeded(CREDS, "read").len() == 3
+        if users.last() != Some(&user()) {
+            users.push(user());
+        }
+        users.len() == 3
     });
     // Enough for the client to meet the last one as well.
     thread::sleep(Duration::from_millis(500));
@@ -136,7 +143,7 @@ fn batch_tokens_are_never_renewed_and_their_leases_are_replaced_with_overlap() {
         assert!((5.2..9.3).contains(&after), "{after} s");
     }
     let alive = seconds(start, SystemTime::now());
-    assert_eq!(client.never_failed((alive * 7.0) as usize).len(), 3);
+    assert_eq!(client.never_failed((alive * 5.0) as usize).len(), 3);
     assert_eq!(rig.requests("auth/token/renew-self", "update"), 0);
 }
 
@@ -156,7 +163,7 @@ fn a_role_whose_tokens_end_after_some_uses_is_refused_with_the_remedy_and_heals(
     eventually(SOON, "no session", || rig.sessions().is_empty());
     rig.bed.write_login_role(json!({ "token_num_uses": 0 }));
     eventually(BACKOFF, "the file", || rig.path("web.json").exists());
-    assert_eq!(rig.agent.status()["health"], "healthy");
+    rig.wait_until_healthy();
 }
 
 #[test]

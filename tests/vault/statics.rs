@@ -66,7 +66,7 @@ fn a_password_is_asked_for_again_when_it_rotates_and_is_never_stale() {
     // While Vault is late it says "zero seconds left", and it is asked every second.
     let refused = longest_failure(&attempts);
     eprintln!("after a rotation the old password was in the file for at most {refused:?}");
-    assert!(refused < Duration::from_millis(1800), "{refused:?}");
+    assert!(refused < Duration::from_secs(3), "{refused:?}");
     assert!(attempts.last().is_some_and(|attempt| attempt.outcome.is_ok()));
 
     // Past its rotation it might be anything: neither stale nor fresh.
