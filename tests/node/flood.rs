@@ -1,8 +1,9 @@
 //! A pod that throws all it can at its own socket or at the node's, and the pod beside it.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use crate::load::{self, CONNECTS, NAMES, Seen, Target};
@@ -17,6 +18,22 @@ const ROUNDS: usize = 5;
 /// server, the kubelet and Vault.
 const RATIO_MAX: f64 = 10.0;
 const FIRST_MAX: Duration = Duration::from_secs(2);
+
+/// A container's process. With the test it stops, also when that fails: others come after it.
+struct Puppet(OwnedFd);
+
+impl Puppet {
+    fn signal(&self, signal: Signal) {
+        pidfd_send_signal(&self.0, signal).expect("signal it");
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        // Its pod may be gone already.
+        let _ = pidfd_send_signal(&self.0, Signal::STOP);
+    }
+}
 
 #[test]
 fn a_pod_that_floods_its_socket_costs_others_no_request_and_little_time() {
@@ -58,17 +75,17 @@ fn flood(product: &Product, namespace: &str, caller: impl Fn(&str) -> Value, tar
         node.wait_until_ready(namespace, name);
         let process = node.container_process(namespace, name, "main").expect("its process");
         let process = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process id");
-        move |signal| kill_process(process, signal).expect("signal it")
+        Puppet(pidfd_open(process, PidfdFlags::empty()).expect("a handle on it"))
     };
     let (busy, hostile) = (start("busy", &busy), start("hostile", &hostile));
     let answered = || product.metric("secrets_broker_requests_total");
     let mut rounds: Vec<(Seen, Seen)> = Vec::new();
     for _ in 0..ROUNDS {
-        hostile(Signal::STOP);
-        busy(Signal::CONT);
+        hostile.signal(Signal::STOP);
+        busy.signal(Signal::CONT);
         let quiet = measure();
-        busy(Signal::STOP);
-        hostile(Signal::CONT);
+        busy.signal(Signal::STOP);
+        hostile.signal(Signal::CONT);
         let before = answered();
         eventually(SOON, "the flood is felt", || answered() > before + 1000.0);
         rounds.push((quiet, measure()));
