@@ -41,7 +41,7 @@ pub(super) fn mounter(args: MounterArgs, hardened: &Hardened) -> anyhow::Result<
     }
     let MounterArgs { kubelet_root, socket, driver, agent_uid, .. } = args;
     let mounts = Mounts::open(MountsConfig { kubelet_root, driver, agent_uid })?;
-    if !mounts.propagate()? {
+    if !mounts.propagate() {
         tracing::warn!(
             "mounts made here stay in this mount namespace; in a container, give the kubelet's \
              root `mountPropagation: Bidirectional`"

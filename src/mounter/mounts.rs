@@ -1,7 +1,7 @@
 //! The mounts of pods' volumes below one kubelet's root, and what may be done to them.
 //!
-//! A volume's tmpfs is mounted at `<kubelet root>/plugins/<driver>/volumes/<uid>~<name>`, where
-//! only root comes, and carries the driver's name as its source, by which a successor knows it.
+//! A volume's tmpfs is mounted at `<kubelet root>/plugins/<driver>/volumes/<uid>~<name>`, where no
+//! pod comes, and carries the driver's name as its source, by which a successor knows it.
 //! Nothing is remembered here: the kernel's mounts are the record.
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use rustix::process::geteuid;
 use super::protocol::{INODES_PER_REPLY, VOLUMES_PER_REPLY};
 use super::table::{MountTable, On};
 use super::target::{KubeletRoot, TARGET_DIRECTORY, Target, TargetError, VolumeKey};
-use super::tree::{self, if_there, lies, make_directory, open_directory};
+use super::tree::{self, if_there, make_directory, open_directory, place_of};
 use super::{Failure, Mounted, TmpfsSize, failed, selinux, tmpfs};
 use crate::domain::CsiDriverName;
 use crate::mountinfo::{self, MountLine};
@@ -56,6 +56,7 @@ pub struct Mounts {
     private: OwnedFd,
     /// The SELinux label of new volumes, where the node has such labels.
     label: Option<&'static str>,
+    propagates: bool,
 }
 
 impl Mounts {
@@ -91,13 +92,14 @@ impl Mounts {
             path: root.to_owned(),
             source,
         })?;
-        Ok(Self { label: selinux::label(line.as_ref()), config, kubelet, private })
+        let propagates = line.as_ref().is_some_and(|line| line.shared);
+        Ok(Self { label: selinux::label(line.as_ref()), propagates, config, kubelet, private })
     }
 
     /// Whether mounts made here appear in the kubelet's mount namespace too: not if this one is
     /// another that is not shared with it.
-    pub fn propagate(&self) -> io::Result<bool> {
-        Ok(mount_line(&self.kubelet)?.is_some_and(|line| line.shared))
+    pub fn propagate(&self) -> bool {
+        self.propagates
     }
 
     /// The kubelet's root, which targets are parsed against.
@@ -157,11 +159,15 @@ impl Mounts {
         if target.key() != key {
             return Err(Failure::OtherVolume);
         }
-        // Not looked up in the table: `prepare` did, and nobody but root comes there.
+        // Not looked up in the table: `prepare` did, and only who may mount on the node, and so may
+        // do anything there, could put something else in its place.
         let private = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
-        let volume = lies(&private).map_err(failed("look at the volume"))?;
-        if !volume.is_root || !tmpfs::holds(&private) {
+        let volume = place_of(&private).map_err(failed("look at the volume"))?;
+        if !volume.is_root {
             return Err(Failure::NotPrepared);
+        }
+        if !tmpfs::holds(&private) {
+            return Err(foreign("no tmpfs", "its private directory"));
         }
         let parent = self.target_parent(key)?.ok_or(Failure::NoPodDirectory)?;
         make_directory(parent.as_fd(), TARGET_DIRECTORY, DIRECTORY_MODE)
@@ -177,9 +183,9 @@ impl Mounts {
             .map_err(failed("copy the mount (this takes Linux 5.12)"))?;
         tmpfs::attach(copy.as_fd(), directory.as_fd()).map_err(failed("mount the target"))?;
         // The directory may have been moved or covered after it was opened.
-        let bound = lies(&copy).map_err(failed("look at the target"))?;
+        let bound = place_of(&copy).map_err(failed("look at the target"))?;
         let reached = open_directory(parent.as_fd(), TARGET_DIRECTORY);
-        if reached.and_then(|reached| lies(&reached)) != Ok(bound) {
+        if reached.and_then(|reached| place_of(&reached)) != Ok(bound) {
             tmpfs::detach(copy.as_fd()).map_err(failed("unmount a target that was moved away"))?;
             return Err(foreign("something that came meanwhile", "the target"));
         }
@@ -219,7 +225,9 @@ impl Mounts {
     /// Inodes of a volume that are mounted somewhere by themselves.
     pub(super) fn mounted_below(&self, key: &VolumeKey) -> Result<Vec<u64>, Failure> {
         let table = MountTable::default();
-        let (private, line) = self.prepared(key, &table)?;
+        let private = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
+        let line = self.ours(&private, &table, "its private directory")?;
+        let line = line.ok_or(Failure::NotPrepared)?;
         let mut inodes = BTreeSet::new();
         for mounted in table.lines()?.iter().filter(|other| other.device == line.device) {
             let Ok(path) = mounted.root.strip_prefix("/") else { continue };
@@ -238,17 +246,6 @@ impl Mounts {
             return Err(Failure::TooManyMounted(INODES_PER_REPLY));
         }
         Ok(inodes.into_iter().collect())
-    }
-
-    /// The open root of a volume's tmpfs, and its mount.
-    fn prepared<'a>(
-        &self,
-        key: &VolumeKey,
-        table: &'a MountTable,
-    ) -> Result<(OwnedFd, &'a MountLine), Failure> {
-        let directory = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
-        let line = self.ours(&directory, table, "its private directory")?;
-        Ok((directory, line.ok_or(Failure::NotPrepared)?))
     }
 
     fn private_directory(&self, key: &VolumeKey) -> Result<Option<OwnedFd>, Failure> {
@@ -314,7 +311,7 @@ impl Mounts {
             On::Nothing => Ok(None),
             On::Mount(line) if self.is_ours(line) => Ok(Some(line)),
             On::Mount(line) => Err(foreign(&line.fs_type, place)),
-            On::Unknown => Err(foreign("something that came meanwhile", place)),
+            On::Unknown => Err(foreign("something that came or went meanwhile", place)),
         }
     }
 
@@ -342,7 +339,7 @@ impl Mounts {
 
 /// The mount that an open directory lies on.
 fn mount_line(directory: &OwnedFd) -> io::Result<Option<MountLine>> {
-    let mount = lies(directory)?.mount;
+    let mount = place_of(directory)?.mount;
     Ok(mountinfo::read()?.into_iter().find(|line| line.id == mount))
 }
 

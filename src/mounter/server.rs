@@ -167,7 +167,7 @@ impl Shared {
             return Ok(());
         }
         let mut packet = [0; REQUEST_BYTES_MAX];
-        // Of a process that was stopped or frozen and goes on, they are interrupted (signal(7)).
+        // A stop or a freeze interrupts calls on sockets with timeouts (signal(7)); so in `send`.
         let (_, length) = retry_on_intr(|| recv(connection, &mut packet, RecvFlags::TRUNC))?;
         // A packet of no bytes is how a connection ends.
         if length == 0 {

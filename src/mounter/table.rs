@@ -3,13 +3,13 @@
 use std::cell::OnceCell;
 use std::os::fd::OwnedFd;
 
-use super::tree::lies;
+use super::tree::place_of;
 use super::{Failure, failed};
 use crate::mountinfo::{self, MountLine};
 
 /// Read when something is first looked up in it. The kernel writes a line for each mount of the
-/// node, which takes a millisecond beside a hundred volumes, and requests wait for each other;
-/// most directories that are looked at have nothing mounted on them.
+/// node, which takes a millisecond or two beside a hundred volumes, and requests wait for each
+/// other. To publish a volume is to look at directories that have nothing mounted on them.
 #[derive(Debug, Default)]
 pub(super) struct MountTable(OnceCell<Vec<MountLine>>);
 
@@ -19,7 +19,7 @@ pub(super) enum On<'a> {
     Nothing,
     /// This.
     Mount(&'a MountLine),
-    /// Something that was not in the table yet.
+    /// Something that is not in the table: it came after that was read, or went before.
     Unknown,
 }
 
@@ -38,7 +38,7 @@ impl MountTable {
 
     /// Looks up what is mounted on an open directory.
     pub(super) fn on(&self, directory: &OwnedFd) -> Result<On<'_>, Failure> {
-        let place = lies(directory).map_err(failed("look for mounts"))?;
+        let place = place_of(directory).map_err(failed("look for mounts"))?;
         if !place.is_root {
             return Ok(On::Nothing);
         }

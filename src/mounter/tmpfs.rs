@@ -97,6 +97,7 @@ pub(super) fn attach(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> Result
 
 /// Unmounts the mount whose root is open. Lazily: the descriptor itself keeps it busy.
 pub(super) fn detach(mount: BorrowedFd<'_>) -> Result<(), Errno> {
-    // No system call unmounts a descriptor; this link is the kernel's own and leads nowhere else.
+    // No system call unmounts a descriptor. This link is the kernel's own; what somebody who may
+    // mount on the node put on top of the root meanwhile would go in its place.
     unmount(format!("/proc/self/fd/{}", mount.as_raw_fd()), UnmountFlags::DETACH)
 }

@@ -53,21 +53,21 @@ pub(super) fn if_there<T>(found: Result<T, Errno>) -> Result<Option<T>, Errno> {
 
 /// Where an open directory lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lies {
+pub(super) struct Place {
     /// The id of the mount.
     pub(super) mount: u64,
     /// Whether the directory is that mount's root.
     pub(super) is_root: bool,
-    /// The file system, as the mount table has it.
+    /// The file system; a tmpfs as the mount table has it.
     pub(super) device: (u32, u32),
 }
 
 /// Asks where an open directory lies.
-pub(super) fn lies(directory: &OwnedFd) -> Result<Lies, Errno> {
+pub(super) fn place_of(directory: &OwnedFd) -> Result<Place, Errno> {
     let stat = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
     let device = (stat.stx_dev_major, stat.stx_dev_minor);
-    Ok(Lies { mount: stat.stx_mnt_id, is_root, device })
+    Ok(Place { mount: stat.stx_mnt_id, is_root, device })
 }
 
 /// The names in a directory.

@@ -151,6 +151,10 @@ fn what_somebody_else_mounted_is_left_alone() {
     std::fs::create_dir(rig.private(&key)).unwrap();
     mount_bind(&other, rig.private(&key)).unwrap();
     foreign(failure(rig.wait(client.prepare(&key, size())).map(drop)));
+    // What lies at the rig's other places is a tmpfs, too.
+    mount_bind("/proc", rig.private(&key)).unwrap();
+    foreign(failure(rig.wait(client.bind(&key, &target))));
+    unmount(rig.private(&key), UnmountFlags::empty()).unwrap();
     foreign(failure(rig.wait(client.discard(&key))));
     assert!(other.join("precious").exists());
 }

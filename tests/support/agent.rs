@@ -172,10 +172,13 @@ pub fn request(
     // Who is refused may be answered, and the connection closed, before all of it is read.
     let sent = stream.write_all(request.as_bytes());
     let mut reply = Vec::new();
-    let received = stream.read_to_end(&mut reply);
+    match stream.read_to_end(&mut reply) {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
+        _ => {}
+    }
     parse(&String::from_utf8_lossy(&reply)).ok_or_else(|| {
         let incomplete = || io::Error::new(io::ErrorKind::UnexpectedEof, "no complete HTTP reply");
-        sent.and(received.map(drop)).err().unwrap_or_else(incomplete)
+        sent.err().unwrap_or_else(incomplete)
     })
 }
 
@@ -187,5 +190,9 @@ fn parse(reply: &str) -> Option<Answer> {
         let (name, value) = line.split_once(':')?;
         Some((name.trim().to_owned(), value.trim().to_owned()))
     };
-    Some(Answer { status, headers: lines.filter_map(header).collect(), body: body.to_owned() })
+    let answer =
+        Answer { status, headers: lines.filter_map(header).collect(), body: body.to_owned() };
+    let length = answer.header("content-length").and_then(|length| length.parse().ok());
+    // A 204 has none.
+    (length.unwrap_or(0) == answer.body.len()).then_some(answer)
 }

@@ -13,7 +13,7 @@ use crate::support::process::eventually;
 use crate::support::testbed::Testbed;
 
 /// How long the agent and Vault may take for something that nothing delays on purpose.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// Longer than any pause the agent makes between attempts: those grow to 30 s, with full jitter.
 pub const BACKOFF: Duration = Duration::from_secs(35);

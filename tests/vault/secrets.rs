@@ -58,12 +58,13 @@ fn two_hundred_concurrent_readers_of_a_cold_path_cause_one_login_and_one_read() 
         readers.into_iter().map(|reader| reader.join().expect("a reader")).collect()
     });
     for answer in &answers {
-        // One that connected and was slow to ask may find what the others waited for.
-        let (status, found) = cache(answer);
-        assert!(status == 200 && matches!(found, "MISS" | "HIT"), "{}", answer.body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
         assert_eq!(answer.json()["data"]["data"], json!({ "colour": "blue" }));
     }
     assert_eq!(answers.len(), READERS);
+    // Who connected and was slow to ask may find what the others waited for.
+    let waited = answers.iter().filter(|answer| cache(answer) == (200, "MISS")).count();
+    assert!(waited > READERS / 2, "{waited}");
     assert_eq!(rig.requests(WEB, "read"), 1);
     assert_eq!(rig.requests("auth/kubernetes/login", "update"), 1);
     assert_eq!(rig.requests("sys/internal/ui/mounts", "read"), 1);
