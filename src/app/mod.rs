@@ -35,10 +35,12 @@ mod placement;
 mod pods;
 mod reload;
 mod sources;
+mod suppose;
 
 use operators::Operators;
 use reload::Reloader;
 use sources::Sources;
+use suppose::Doors;
 
 pub use sources::open_local;
 
@@ -91,7 +93,7 @@ impl App {
         let reloader = Reloader::new(file, fingerprint, config.policy, reloading);
         let verifier = csi::verifier(config.csi.as_ref()).await;
         let node = config.sockets.node.as_ref();
-        let node_door = node_socket::door(node, &directory, verifier.as_ref(), &proof);
+        let node_door = node_socket::door(node, &directory, verifier.as_ref(), &proof, &metrics);
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -101,6 +103,7 @@ impl App {
             local: sources.local(),
             directory: directory.clone(),
             node_door: node_door.clone(),
+            doors: Doors::new(proof.strength, node_door.is_some()),
             metrics: metrics.clone(),
             default_source: config.default_source.clone(),
             volumes: volume_names.clone(),

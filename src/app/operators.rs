@@ -8,6 +8,7 @@ use http::StatusCode;
 use serde_json::value::RawValue;
 
 use super::reload::{ReloadHandle, SharedReloadState};
+use super::suppose::Doors;
 use super::{SharedSources, clocks};
 use crate::audit::Audit;
 use crate::broker::report::Report;
@@ -34,6 +35,7 @@ pub(super) struct Operators {
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
     pub directory: PodDirectory,
     pub node_door: Option<Arc<NodeDoor>>,
+    pub doors: Doors,
     pub metrics: Metrics,
     pub default_source: SourceName,
     pub volumes: Vec<VolumeName>,
@@ -90,15 +92,15 @@ impl OperatorApi for Operators {
         let (report, volumes) = self.seen_by(viewer).await?;
         let secret = self.secret(path, &report).await?;
         let identities = match (viewer, as_id) {
-            (Viewer::Caller(identity), _) => vec![identity.clone()],
+            (Viewer::Caller(identity), _) => vec![(identity.to_string(), identity.clone())],
             (Viewer::Operator, Some(id)) => {
-                let supposed = Identity::supposed(id);
-                vec![supposed.map_err(|error| Refusal::bad_request(error.to_string()))?]
+                let supposed = self.doors.supposed(id, &self.directory);
+                supposed.map_err(|error| Refusal::bad_request(error.to_string()))?
             }
             (Viewer::Operator, None) => self.known_identities(),
         };
-        let mut access: Vec<Access> =
-            identities.iter().map(|identity| self.access(identity, &secret)).collect();
+        let access = |(who, identity): (String, Identity)| self.access(who, &identity, &secret);
+        let mut access: Vec<Access> = identities.into_iter().map(access).collect();
         if let Viewer::Caller(_) = viewer {
             // Which rules there are is the operators'.
             access.iter_mut().for_each(|access| (access.rule, access.reason) = (None, None));
@@ -227,7 +229,7 @@ impl Operators {
     }
 
     /// Everybody the configuration names: its volumes and the users in its grants.
-    fn known_identities(&self) -> Vec<Identity> {
+    fn known_identities(&self) -> Vec<(String, Identity)> {
         let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
         let users = reload.policy.grants.iter().filter_map(|grant| match grant.who {
             Who::User { uid } => Some(Identity::supposed_user(uid, &[], ProofStrength::PidFd)),
@@ -237,13 +239,11 @@ impl Operators {
         let mut all: Vec<Identity> = volumes.chain(users).collect();
         all.sort();
         all.dedup();
-        all
+        all.into_iter().map(|identity| (identity.to_string(), identity)).collect()
     }
 
-    fn access(&self, identity: &Identity, secret: &SecretRef) -> Access {
-        let decision = self.policy.authorize(identity, secret, BootInstant::now());
-        let who = identity.to_string();
-        match decision {
+    fn access(&self, who: String, identity: &Identity, secret: &SecretRef) -> Access {
+        match self.policy.authorize(identity, secret, BootInstant::now()) {
             Ok(authorized) => Access {
                 who,
                 allowed: true,

@@ -181,13 +181,15 @@ fn pod(section: &Section) -> Option<WhoAsks> {
             section,
             &[ProofStrength::PidFd, ProofStrength::PeerCred, ProofStrength::SocketOnly],
         ),
-        _ => proof(section, &[ProofStrength::PidFd, ProofStrength::PeerCred]),
+        // As `[sockets.node] proof_token` has it by default.
+        _ => proof(section, &[ProofStrength::Token, ProofStrength::PidFd, ProofStrength::PeerCred]),
     };
     // A pod without labels is one whose labels are known, too.
     let labels =
         section.get("labels").map_or_else(|| Some(BTreeMap::new()), |field| labels(&field));
     let (namespace, service_account) = (namespace?, account?);
-    let pod = SupposedPod { namespace, service_account, listener, strength: strength? };
+    let pod =
+        SupposedPod { namespace, service_account, listener, strength: strength?, known: None };
     let labels = labels?.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     Some((Identity::supposed_pod(&pod), Some(labels)))
 }

@@ -157,7 +157,12 @@ fn read<'a>(document: &'a Document<'a>, tree: &'a toml::de::DeTable<'a>) -> Opti
         sockets,
         socket_limits,
         audit,
-        policy: PolicyConfig { grants, knows_labels: pods.is_some(), ..policy },
+        policy: PolicyConfig {
+            grants,
+            knows_labels: pods.is_some(),
+            node: csi.as_ref().map(|csi| csi.driver.node.clone()),
+            ..policy
+        },
         volumes: volumes.settings,
         csi,
         placement,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Identity, Listener, ProofStrength, Subject};
 use crate::domain::{
-    ConsumerId, Namespace, Pod, PodName, ServiceAccount, ServiceAccountName, ServiceAccountUid,
-    VolumeName,
+    ConsumerId, Namespace, Pod, PodName, PodUid, ServiceAccount, ServiceAccountName,
+    ServiceAccountUid, VolumeName,
 };
 
 /// What a supposed pod and its account have in place of uids; no real one consists of zeros.
@@ -29,13 +29,15 @@ pub struct SupposedPod {
     pub listener: Listener,
     /// How it is proved.
     pub strength: ProofStrength,
+    /// Which pod it is, if it is one that there is: policy then knows its labels.
+    pub known: Option<(PodUid, PodName)>,
 }
 
 impl SupposedPod {
     /// A pod whose volume the kubelet publishes.
     pub fn with_volume(namespace: Namespace, service_account: ServiceAccountName) -> Self {
         let (listener, strength) = (Listener::Csi, ProofStrength::Token);
-        Self { namespace, service_account, listener, strength }
+        Self { namespace, service_account, listener, strength, known: None }
     }
 
     /// The account it runs as.
@@ -51,8 +53,10 @@ impl Identity {
     pub fn supposed_pod(supposed: &SupposedPod) -> Self {
         let account = supposed.account();
         let consumer = ConsumerId::supposed_pod(&account);
-        let name: PodName = "supposed".parse().expect("a pod's name");
-        let uid = UID.parse().expect("a uid of zeros");
+        let (uid, name) = supposed.known.clone().unwrap_or_else(|| {
+            let name = "supposed".parse().expect("a pod's name");
+            (UID.parse().expect("a uid of zeros"), name)
+        });
         Self {
             subject: Subject::Pod(Arc::new(Pod { uid, name, account })),
             strength: supposed.strength,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::domain::{
-    LabelKey, LabelValue, Namespace, PathPattern, RuleName, ServiceAccountName, SourceName,
-    VolumeName,
+    LabelKey, LabelValue, Namespace, NodeName, PathPattern, RuleName, ServiceAccountName,
+    SourceName, VolumeName,
 };
 use crate::identity::ProofStrength;
 
@@ -26,6 +26,8 @@ pub struct PolicyConfig {
     pub hold_percent: u32,
     /// Whether there is a pod directory: without one no rule may ask for labels.
     pub knows_labels: bool,
+    /// The node's name, for conditions; `None` on a host that is no node.
+    pub node: Option<NodeName>,
 }
 
 impl Default for PolicyConfig {
@@ -37,6 +39,7 @@ impl Default for PolicyConfig {
             own_identity: BTreeSet::new(),
             hold_percent: 10,
             knows_labels: false,
+            node: None,
         }
     }
 }

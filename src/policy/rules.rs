@@ -167,7 +167,7 @@ impl RuleBook {
             draft.add_file(file);
         }
         let path_sets = draft.rules.iter().filter(|rule| rule.paths.is_some());
-        let vocabulary = Vocabulary::new(path_sets.map(|rule| &rule.name))
+        let vocabulary = Vocabulary::new(path_sets.map(|rule| &rule.name), config.node.as_ref())
             .map_err(|error| vec![PolicyError::Engine(error.to_string())])?;
         draft.validate(&vocabulary);
         if draft.problems.is_empty() {

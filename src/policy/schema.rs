@@ -20,7 +20,7 @@ use cedar_policy::{
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::domain::{Pod, RuleName, SecretRef};
+use crate::domain::{NodeName, Pod, RuleName, SecretRef};
 use crate::identity::pods::Labels;
 use crate::identity::{Identity, ProofStrength, Subject};
 
@@ -46,6 +46,7 @@ action "read" appliesTo {
         "hour": Long,
         "weekday": Long,
         "listener": String,
+        "node": String,
         "proof": String,
         "proofs": Set<String>,
     },
@@ -75,6 +76,8 @@ pub(super) type CedarError = Box<dyn std::error::Error + Send + Sync>;
 /// The schema and the ids that every request needs, parsed once.
 pub(super) struct Vocabulary {
     schema: Schema,
+    /// This node's name, or nothing where the agent has none.
+    node: String,
     read: EntityUid,
     group: EntityTypeName,
     host_user: EntityTypeName,
@@ -89,7 +92,10 @@ pub(super) struct Vocabulary {
 impl Vocabulary {
     /// The schema in which exactly the path sets of `grants` exist, so that a misspelt one in a
     /// Cedar file is refused at load.
-    pub(super) fn new<'a>(grants: impl Iterator<Item = &'a RuleName>) -> Result<Self, CedarError> {
+    pub(super) fn new<'a>(
+        grants: impl Iterator<Item = &'a RuleName>,
+        node: Option<&NodeName>,
+    ) -> Result<Self, CedarError> {
         let names: Vec<String> = grants.map(|name| format!("\"{name}\"")).collect();
         let path_set = match names.as_slice() {
             [] => "entity PathSet;".to_owned(),
@@ -98,6 +104,7 @@ impl Vocabulary {
         let (schema, _) = Schema::from_cedarschema_str(&format!("{path_set}{ENTITIES}"))?;
         Ok(Self {
             schema,
+            node: node.map(ToString::to_string).unwrap_or_default(),
             read: "Action::\"read\"".parse()?,
             group: "Group".parse()?,
             host_user: "HostUser".parse()?,
@@ -129,7 +136,7 @@ impl Vocabulary {
             principal.uid(),
             self.read.clone(),
             resource.uid(),
-            context(caller.identity, at)?,
+            self.context(caller.identity, at)?,
             Some(&self.schema),
         )?;
         let all = [principal, resource].into_iter().chain(above);
@@ -196,27 +203,28 @@ impl Vocabulary {
         Ok(Entity::new(self.uid(&self.secret, &id), attributes, parents)?)
     }
 
+    fn context(&self, identity: &Identity, at: Timestamp) -> Result<Context, CedarError> {
+        let utc = at.to_zoned(TimeZone::UTC);
+        let proofs = PROOFS.into_iter().filter(|proof| *proof <= identity.strength());
+        let pairs = [
+            ("now", RestrictedExpression::new_datetime(format!("{at:.3}"))),
+            ("hour", RestrictedExpression::new_long(i64::from(utc.hour()))),
+            // ISO 8601: Monday is 1, Sunday is 7.
+            (
+                "weekday",
+                RestrictedExpression::new_long(i64::from(utc.weekday().to_monday_one_offset())),
+            ),
+            ("listener", text(&identity.listener().to_string())),
+            ("node", text(&self.node)),
+            ("proof", text(&identity.strength().to_string())),
+            ("proofs", RestrictedExpression::new_set(proofs.map(|proof| text(&proof.to_string())))),
+        ];
+        Ok(Context::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value)))?)
+    }
+
     fn uid(&self, kind: &EntityTypeName, id: &str) -> EntityUid {
         EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
     }
-}
-
-fn context(identity: &Identity, at: Timestamp) -> Result<Context, CedarError> {
-    let utc = at.to_zoned(TimeZone::UTC);
-    let proofs = PROOFS.into_iter().filter(|proof| *proof <= identity.strength());
-    let pairs = [
-        ("now", RestrictedExpression::new_datetime(format!("{at:.3}"))),
-        ("hour", RestrictedExpression::new_long(i64::from(utc.hour()))),
-        // ISO 8601: Monday is 1, Sunday is 7.
-        (
-            "weekday",
-            RestrictedExpression::new_long(i64::from(utc.weekday().to_monday_one_offset())),
-        ),
-        ("listener", text(&identity.listener().to_string())),
-        ("proof", text(&identity.strength().to_string())),
-        ("proofs", RestrictedExpression::new_set(proofs.map(|proof| text(&proof.to_string())))),
-    ];
-    Ok(Context::from_pairs(pairs.map(|(key, value)| (key.to_owned(), value)))?)
 }
 
 fn text(value: &str) -> RestrictedExpression {

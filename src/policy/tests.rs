@@ -130,7 +130,7 @@ fn the_first_permit_is_named_and_the_strictest_sharing_wins() {
 }
 
 #[test]
-fn conditions_see_time_door_and_proof() {
+fn conditions_see_time_door_node_and_proof() {
     let table = [
         ("context.hour == 9", true),
         ("context.hour >= 10", false),
@@ -138,6 +138,8 @@ fn conditions_see_time_door_and_proof() {
         ("context.weekday > 5", false),
         ("context.now < datetime(\"2027-01-01\")", true),
         ("context.listener == \"host\"", true),
+        ("context.node == \"node-1\"", true),
+        ("context.node == \"node-2\" || context.node == \"\"", false),
         ("context.proof == \"pidfd\" // with a comment", true),
         ("principal.gids.contains(27) && principal.uid == 1000", true),
         ("resource.path like \"secret/data/*\" && resource.source == \"vault\"", true),
@@ -146,7 +148,8 @@ fn conditions_see_time_door_and_proof() {
     for (when, allowed) in table {
         let mut rule = grant("shop", Who::AnyHostUser, &["secret/**"]);
         rule.when = Some(when.to_owned());
-        let decision = decide(&config(vec![rule]), &user(1000), "secret/data/a");
+        let config = PolicyConfig { node: Some("node-1".parse().unwrap()), ..config(vec![rule]) };
+        let decision = decide(&config, &user(1000), "secret/data/a");
         assert_eq!(decision.is_ok(), allowed, "{when}: {decision:?}");
     }
 }

@@ -96,6 +96,8 @@ pub struct Metrics {
     pub denied: Counter,
     /// Denials that were coalesced in the audit log.
     pub denials_coalesced: Counter,
+    /// NodePublishVolume calls by gRPC `code`.
+    pub publishes: Family<[Label; 1], Counter>,
     /// Tokens on the node socket that proved nothing.
     pub proofs_refused: Counter,
     /// Pods that were locked out of the node socket.
@@ -123,6 +125,8 @@ impl Metrics {
         let denied = counter(&mut registry, "requests_denied", "Requests that policy denied");
         let denials_coalesced =
             counter(&mut registry, "denials_coalesced", "Denials left out of the audit log");
+        let publishes = Family::default();
+        registry.register("csi_publishes", "Calls to publish a volume", publishes.clone());
         let proofs_refused =
             counter(&mut registry, "proofs_refused", "Pods' tokens that proved nothing");
         let lock_outs = counter(&mut registry, "lock_outs", "Pods locked out for forged tokens");
@@ -142,6 +146,7 @@ impl Metrics {
             limited,
             denied,
             denials_coalesced,
+            publishes,
             proofs_refused,
             lock_outs,
             policy_held_volumes,

@@ -213,6 +213,13 @@ fn a_token_that_this_cluster_did_not_issue_for_now_is_refused() {
     refuses(&node, &rows);
     let log = node.agent.process.stderr();
     assert!(!log.contains(signature) && !log.contains("s3cr3t"), "{log}");
+    let metrics = node.agent.operator("GET", "/agent/v1/metrics", None).body;
+    let counted = |code: &str, count: usize| {
+        let line = format!("secrets_broker_csi_publishes_total{{code=\"{code}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    };
+    counted("UNAUTHENTICATED", rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count());
+    counted("OK", 1);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod callers;
 mod cluster;
 #[path = "../support/csi_driver.rs"]
 mod csi_driver;
+mod doors;
 #[path = "../support/fake_vault.rs"]
 mod fake_vault;
 mod hostile_calls;
@@ -72,6 +73,28 @@ const SECRETS: &str = r#"
 [mounts.secret.secrets."shop/web"]
 token = "s3cr3t"
 "#;
+
+/// For a pair of agent and mounter: its secrets are in a file of the test's.
+const CONFIG_OF_PODS: &str = r#"
+[sources.local]
+kind = "local"
+file = "{secrets}"
+[[grants]]
+name = "pods"
+who = { any_pod = true }
+paths = ["secret/data/shop/*"]
+login = "agent"
+"#;
+
+/// The configuration with its secrets, which are there as long as the directory.
+fn with_secrets(config: &str) -> (TempDir, String) {
+    let dir = TempDir::with_prefix("secrets-").expect("create a directory");
+    let file = dir.path().join("secrets.toml");
+    fs::write(&file, SECRETS).expect("write the secrets");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("close them");
+    let config = config.replace("{secrets}", file.to_str().expect("a path that is text"));
+    (dir, config)
+}
 
 /// What csi-sanity tries of a driver without a Controller service.
 const SERVICES: [&str; 10] = [

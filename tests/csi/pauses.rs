@@ -1,27 +1,14 @@
 //! A node that is suspended, a frozen cgroup, a debugger: processes that are stopped and go on.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tempfile::TempDir;
 
 use crate::cluster::Pod;
 use crate::pod_node::PodNode;
 use crate::support::process::{Process, eventually};
-use crate::{LIMIT, SECRETS};
-
-const CONFIG: &str = r#"
-[sources.local]
-kind = "local"
-file = "{secrets}"
-[[grants]]
-name = "pods"
-who = { any_pod = true }
-paths = ["secret/data/shop/*"]
-login = "agent"
-"#;
+use crate::{CONFIG_OF_PODS, LIMIT, with_secrets};
 
 /// Whether a thread of the process is in this system call.
 fn is_in(process: &Process, call: libc::c_long) -> bool {
@@ -38,12 +25,8 @@ fn state(process: &Process) -> String {
 
 #[test]
 fn an_agent_that_is_stopped_while_it_waits_for_its_mounter_goes_on_waiting() {
-    let dir = TempDir::with_prefix("pauses-").expect("create a directory");
-    let secrets = dir.path().join("secrets.toml");
-    fs::write(&secrets, SECRETS).expect("write the secrets");
-    fs::set_permissions(&secrets, PermissionsExt::from_mode(0o600)).expect("close them");
-    let secrets = secrets.to_str().expect("a path that is text");
-    let node = PodNode::start("info", &CONFIG.replace("{secrets}", secrets));
+    let (_dir, config) = with_secrets(CONFIG_OF_PODS);
+    let node = PodNode::start("info", &config);
     let pod = Pod::new("shop", "web-0", "web");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {

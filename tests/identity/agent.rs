@@ -178,7 +178,7 @@ fn node_door(directory: &Path, runtime: &Runtime, stop: &CancellationToken) -> N
     };
     let verification = Verification::Keys(KeySource::File(keys));
     let verifier = runtime.block_on(Verifier::open(expectations, verification));
-    NodeDoor::new(pods, verifier, ProofToken::Required)
+    NodeDoor::new(pods, verifier, ProofToken::Required, &Metrics::new())
 }
 
 /// A local source with one secret, and a rule that lets the victim's account read it.

@@ -43,6 +43,16 @@ fn a_label_opens_a_secret_and_its_change_takes_it_away_and_gives_it_back() {
     }
     // Nobody logged in as the pods' own account, which has no role in Vault.
     assert_eq!(product.logins_of(LABELS), 0);
+    let explain = ["explain", "secret/agent/chosen", "--as", "pod:labels/web"];
+    let explained = product.command(&explain).stdout;
+    let explained = String::from_utf8_lossy(&explained);
+    for line in [
+        "pod:labels/web, pod front (csi, token): yes, by rule ",
+        "pod:labels/web, pod back (csi, token): no by rule labels-others",
+        "pod:labels/web, pod without (csi, token): no by rule labels-others",
+    ] {
+        assert!(explained.contains(line), "{line}\n{explained}");
+    }
 
     let process = node.container_process(LABELS, "front", "main").expect("its process");
     let token = root_of(process).join("secrets/token");

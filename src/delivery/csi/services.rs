@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::identity::token::Verifier;
 use crate::mounter::Target;
+use crate::telemetry::Metrics;
 
 use super::CsiConfig;
-use super::error::CsiError;
+use super::error::{CsiError, code_name};
 use super::proto::csi::identity_server::Identity;
 use super::proto::csi::node_server::Node;
 use super::proto::csi::node_service_capability::rpc;
@@ -34,6 +35,7 @@ pub(super) struct Driver {
     pub(super) config: Arc<CsiConfig>,
     pub(super) volumes: Volumes,
     pub(super) verifier: Verifier,
+    pub(super) metrics: Metrics,
 }
 
 impl Driver {
@@ -91,10 +93,12 @@ impl Node for Driver {
     ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
         let patience = patience(&request, self.config.publish_timeout);
         let request = request.into_inner();
-        match self.publish(&request, patience).await {
+        let published = self.publish(&request, patience).await.map_err(Status::from);
+        let code = published.as_ref().map_or_else(Status::code, |()| Code::Ok);
+        self.metrics.publishes.get_or_create(&[("code", code_name(code))]).inc();
+        match published {
             Ok(()) => Ok(Response::new(csi::NodePublishVolumeResponse {})),
-            Err(error) => {
-                let status = Status::from(error);
+            Err(status) => {
                 tracing::warn!(
                     target_path = request.target_path.escape_debug().to_string(),
                     error = status.message(),

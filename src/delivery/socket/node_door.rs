@@ -22,7 +22,7 @@ use crate::identity::peer::Peer;
 use crate::identity::pods::{DirectoryPod, FindError, PodDirectory};
 use crate::identity::token::{PodInfo, TokenRefused, Verifier};
 use crate::identity::{Identity, ProofStrength, Subject};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, Hits, Limit, Metrics};
 
 /// How long a caller waits for its pod to be known: the watch is that far behind the kubelet.
 const DIRECTORY_WAIT: Duration = Duration::from_secs(2);
@@ -50,7 +50,8 @@ pub struct NodeDoor {
     /// Pods that were named since they were last seen to be gone.
     named: Mutex<BTreeMap<PodUid, ConsumerId>>,
     /// Pods whose tokens are being judged.
-    judging: Mutex<BTreeSet<PodUid>>,
+    judging: Arc<Mutex<BTreeSet<PodUid>>>,
+    not_judged: Hits,
 }
 
 /// A pod's turn at the judge; dropping it ends the turn.
@@ -90,10 +91,22 @@ pub(super) enum NotIntroduced {
 }
 
 impl NodeDoor {
-    /// Names callers by `directory`, and has `verifier` judge their tokens.
-    pub fn new(directory: PodDirectory, verifier: Verifier, proof: ProofToken) -> Self {
+    /// Names callers by `directory`, and has `verifier` judge their tokens; shows in status and
+    /// metrics how many at once. Call once per process.
+    pub fn new(
+        directory: PodDirectory,
+        verifier: Verifier,
+        proof: ProofToken,
+        metrics: &Metrics,
+    ) -> Self {
         let (lock_out, named, judging) = Default::default();
-        Self { directory, verifier, proof, lock_out, named, judging }
+        let not_judged = Hits::default();
+        let (watched, hits) = (Arc::<Mutex<BTreeSet<PodUid>>>::clone(&judging), not_judged.clone());
+        metrics.watch_limit(move || {
+            let used = watched.lock().unwrap_or_else(PoisonError::into_inner).len();
+            Limit::shared("proofs_judged", used, JUDGED_AT_ONCE, hits.total())
+        });
+        Self { directory, verifier, proof, lock_out, named, judging, not_judged }
     }
 
     /// Ends the interest of pods that are gone, until the agent takes no more requests.
@@ -189,7 +202,11 @@ impl NodeDoor {
     /// A turn at the judge: one token of a pod at a time, and few of all together.
     fn turn(&self, uid: &PodUid) -> Result<Turn<'_>, NotIntroduced> {
         let mut judging = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
-        if judging.len() >= JUDGED_AT_ONCE || !judging.insert(uid.clone()) {
+        if judging.len() >= JUDGED_AT_ONCE {
+            self.not_judged.count();
+            return Err(NotIntroduced::Busy);
+        }
+        if !judging.insert(uid.clone()) {
             return Err(NotIntroduced::Busy);
         }
         Ok(Turn { judging: &self.judging, uid: uid.clone() })

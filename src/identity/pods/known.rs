@@ -115,6 +115,11 @@ impl Known {
         changed
     }
 
+    /// Those that are known and no static ones.
+    pub(super) fn pods(&self) -> impl Iterator<Item = &Arc<DirectoryPod>> {
+        self.pods.values().filter_map(|entry| entry.pod.as_ref())
+    }
+
     /// A pod was added or changed.
     pub(super) fn apply(&mut self, listed: Listed) -> bool {
         let uid = listed.uid().clone();

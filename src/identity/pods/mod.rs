@@ -236,6 +236,19 @@ impl PodDirectory {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner).labels(uid)
     }
 
+    /// The pods of an account, by its name.
+    pub fn of_account(
+        &self,
+        namespace: &Namespace,
+        account: &ServiceAccountName,
+    ) -> Vec<Arc<DirectoryPod>> {
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+        let is_meant = |pod: &&Arc<DirectoryPod>| {
+            pod.namespace == *namespace && pod.service_account == *account
+        };
+        known.pods().filter(is_meant).cloned().collect()
+    }
+
     /// Follows a number that grows whenever a pod comes, goes, begins to leave or changes labels.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
