@@ -125,8 +125,10 @@ impl Metrics {
         let denied = counter(&mut registry, "requests_denied", "Requests that policy denied");
         let denials_coalesced =
             counter(&mut registry, "denials_coalesced", "Denials left out of the audit log");
-        let publishes = Family::default();
+        let publishes = Family::<[Label; 1], Counter>::default();
         registry.register("csi_publishes", "Calls to publish a volume", publishes.clone());
+        // Rates begin at nothing.
+        drop(publishes.get_or_create(&[("code", "OK")]));
         let proofs_refused =
             counter(&mut registry, "proofs_refused", "Pods' tokens that proved nothing");
         let lock_outs = counter(&mut registry, "lock_outs", "Pods locked out for forged tokens");

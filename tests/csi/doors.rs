@@ -9,6 +9,7 @@ use std::process::Command;
 use crate::cluster::Pod;
 use crate::pod_cgroups::{container, counting_memory, inside, placing};
 use crate::pod_node::PodNode;
+use crate::support::process::eventually;
 use crate::{CONFIG_OF_PODS, LIMIT, csi_driver, with_secrets};
 
 /// Names a socket to the process that is to knock at it.
@@ -61,8 +62,9 @@ fn root_in_a_pod_is_neither_the_kubelet_nor_an_operator() {
     let node = PodNode::start("info", &config);
     let kubelet = node.kubelet();
     let csi = csi_driver::socket(&kubelet);
-    let registry = std::fs::read_dir(kubelet.join("plugins_registry")).expect("the registry");
-    let registration = registry.flatten().next().expect("a registration socket").path();
+    // The last one to be there.
+    let registration = kubelet.join("plugins_registry/csi.secrets-broker.io@reg.sock");
+    eventually(LIMIT / 10, "the registration socket", || registration.exists());
     let operator = node.agent.operator_socket();
     let pod = Pod::new("shop", "web-0", "web");
     for (door, own, refused) in [

@@ -12,6 +12,7 @@ mod callers;
 mod cluster;
 #[path = "../support/csi_driver.rs"]
 mod csi_driver;
+mod deadlines;
 mod doors;
 #[path = "../support/fake_vault.rs"]
 mod fake_vault;
@@ -198,16 +199,19 @@ impl Node {
         passed.filter(|name| !name.is_empty()).collect()
     }
 
-    /// What is left of volumes.
     fn leftovers(&self) -> Vec<String> {
-        let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
-        let kubelet = self.dir.path().join("kubelet");
-        let kubelet = kubelet.to_str().expect("a readable path");
-        let mounts = table.lines().filter(|line| line.contains(kubelet)).map(str::to_owned);
-        let private = self.driver().with_file_name("volumes");
-        let names = fs::read_dir(private).into_iter().flatten().flatten();
-        mounts.chain(names.map(|entry| entry.path().display().to_string())).collect()
+        leftovers(&self.dir.path().join("kubelet"))
     }
+}
+
+/// What is left of volumes below a kubelet's root.
+fn leftovers(kubelet: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
+    let private = csi_driver::socket(kubelet).with_file_name("volumes");
+    let kubelet = kubelet.to_str().expect("a readable path");
+    let mounts = table.lines().filter(|line| line.contains(kubelet)).map(str::to_owned);
+    let names = fs::read_dir(private).into_iter().flatten().flatten();
+    mounts.chain(names.map(|entry| entry.path().display().to_string())).collect()
 }
 
 const LIMIT: Duration = Duration::from_secs(60);

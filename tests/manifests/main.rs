@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use secrets_broker::config::{Config, Host, MounterPlace};
 use secrets_broker::delivery::csi::attributes::{Attributes, Deliver};
+use serde_json::json;
 
 mod privileges;
 
@@ -148,17 +149,24 @@ fn parse(text: &str) -> Config {
     Config::parse(text, "config.toml", &host).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The pods on the page about volumes would be published as they are written.
+/// The volumes of pods on these pages would be published as they are written.
 #[test]
-fn every_pod_on_the_page_about_volumes_is_understood() {
-    let page = read("docs/delivery/csi.md");
-    let pods: Vec<&str> = page.split("```yaml pod\n").skip(1).collect();
-    assert_eq!(pods.len(), 2);
+fn every_pod_in_the_documents_is_understood() {
+    let pages = ["README.md", "docs/delivery/csi.md", "docs/delivery/sockets.md"].map(read);
+    let pods = pages.iter().flat_map(|page| page.split("```yaml pod\n").skip(1));
+    let mut published = 0;
     for pod in pods {
         let (pod, _) = pod.split_once("\n```").expect("the end of the block");
         for volume in objects(pod)[0]["spec"]["volumes"].as_array().expect("volumes") {
             let csi = &volume["csi"];
-            assert_eq!(csi["readOnly"], true);
+            if csi.is_null() {
+                continue;
+            }
+            published += 1;
+            assert_eq!(
+                (&csi["driver"], &csi["readOnly"]),
+                (&json!("csi.secrets-broker.io"), &json!(true))
+            );
             let attributes = csi["volumeAttributes"].as_object().expect("attributes");
             let pairs = attributes.iter().map(|(name, value)| {
                 (name.as_str(), value.as_str().expect("Kubernetes takes strings only"))
@@ -168,6 +176,7 @@ fn every_pod_on_the_page_about_volumes_is_understood() {
             assert!(!empty);
         }
     }
+    assert_eq!(published, 4);
 }
 
 #[test]

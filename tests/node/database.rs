@@ -10,7 +10,7 @@ use std::{fs, thread};
 
 use serde_json::{Value, json};
 
-use crate::product::{Product, leftovers, pod, product, root_of, unlinked};
+use crate::product::{Product, leftovers, pod, product, restrict, root_of, unlinked};
 use crate::support::node::pods::plain_log;
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
@@ -64,6 +64,7 @@ fn no_query_fails_through_renewals_and_a_replacement_and_the_pods_end_ends_every
     let items = "- secret: secret/shop/life#token\n\
                  - secret: database/creds/life\n  path: database.json\n";
     let mut app = pod("life", "app", "web", BUSYBOX, json!({ "items": items }));
+    restrict(&mut app);
     app["spec"]["terminationGracePeriodSeconds"] = json!(60);
     app["spec"]["containers"][0]["command"] = json!(["sh", "-c", READS_LAST]);
     let uid = node.apply(&app)["metadata"]["uid"].as_str().expect("a uid").to_owned();

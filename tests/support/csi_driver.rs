@@ -127,26 +127,42 @@ impl CsiDriver {
 
     /// Sends it, changed or not.
     pub async fn send(&self, request: &NodePublishVolumeRequest) -> Result<(), Refused> {
-        self.call("NodePublishVolume", request).await
+        self.call("NodePublishVolume", request, None).await
+    }
+
+    /// The same from a caller that says how long it waits, as gRPC spells it.
+    pub async fn send_within(
+        &self,
+        request: &NodePublishVolumeRequest,
+        timeout: &str,
+    ) -> Result<(), Refused> {
+        self.call("NodePublishVolume", request, Some(timeout)).await
     }
 
     /// Takes the volume away again.
     pub async fn unpublish(&self, pod: &Pod, volume: &str) -> Result<(), Refused> {
         let target_path = text(&target(&self.kubelet, pod, volume));
         let request = NodeUnpublishVolumeRequest { volume_id: id(pod, volume), target_path };
-        self.call("NodeUnpublishVolume", &request).await
+        self.call("NodeUnpublishVolume", &request, None).await
     }
 
-    async fn call(&self, method: &str, message: &impl Message) -> Result<(), Refused> {
+    async fn call(
+        &self,
+        method: &str,
+        message: &impl Message,
+        timeout: Option<&str>,
+    ) -> Result<(), Refused> {
         let length = u32::try_from(message.encoded_len()).expect("a short message");
         let mut frame = vec![0; FRAME];
         frame[1..].copy_from_slice(&length.to_be_bytes());
         message.encode(&mut frame).expect("a vector takes every message");
-        let request = Request::post(format!("http://localhost/csi.v1.Node/{method}"))
+        let mut request = Request::post(format!("http://localhost/csi.v1.Node/{method}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(Full::new(Bytes::from(frame)))
-            .expect("a request");
+            .header("te", "trailers");
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", timeout);
+        }
+        let request = request.body(Full::new(Bytes::from(frame))).expect("a request");
         let response = self.calls.clone().send_request(request).await.expect("an answer");
         let (head, body) = response.into_parts();
         let body = body.collect().await.expect("the whole answer");

@@ -132,9 +132,19 @@ impl Volumes {
         command: impl FnOnce(Reply) -> Command,
     ) -> Result<(), CsiError> {
         let (reply, answer): (Reply, _) = oneshot::channel();
-        let sender = self.task_of(key);
-        sender.send(command(reply)).await.map_err(|_| CsiError::Stopping)?;
+        self.send(key, command(reply)).await;
         answer.await.unwrap_or(Err(CsiError::Stopping))
+    }
+
+    /// Has the volume's task carry a command out; one that ends meanwhile has a successor, unless
+    /// all of them end.
+    async fn send(&self, key: &VolumeKey, mut command: Command) {
+        while let Err(refused) = self.task_of(key).send(command).await {
+            if self.work.is_cancelled() {
+                return;
+            }
+            command = refused.0;
+        }
     }
 
     /// The volume's task; a new one if there is none.
@@ -157,15 +167,23 @@ impl Volumes {
     ) -> mpsc::Sender<Command> {
         let (sender, mut commands) = mpsc::channel(COMMANDS_MAX);
         running.insert(key.clone(), sender.clone());
-        let (work, running) = (self.work.clone(), Arc::downgrade(&self.running));
+        let (shared, tasks, work) =
+            (Arc::clone(&self.shared), self.tasks.clone(), self.work.clone());
+        let running = Arc::downgrade(&self.running);
         self.tasks.spawn(async move {
-            let Some(unpublished) = volume.run(&mut commands, work).await else { return };
+            let Some(unpublished) = volume.run(&mut commands, work.clone()).await else { return };
+            let all = running.upgrade().map(|running| Self { shared, tasks, work, running });
             // Before the channel closes, else the next call would think that this panicked.
-            if let Some(running) = running.upgrade() {
-                running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            if let Some(all) = &all {
+                all.lock().remove(&key);
             }
             // A caller that is gone asks again.
             let _ = unpublished.send(Ok(()));
+            // What came meanwhile is about the next volume of this key.
+            commands.close();
+            while let (Some(all), Some(command)) = (&all, commands.recv().await) {
+                all.send(&key, command).await;
+            }
         });
         sender
     }
