@@ -297,6 +297,11 @@ api_server_ca_file = "{dir}/ca.pem"
 api_server_token_file = "{dir}/token"
 [pods]
 directory = "apiserver"
+[sockets.node]
+enabled = true
+[placement]
+pod_uid = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+cgroup_root = "/kubepods"
 "#;
 
 #[test]

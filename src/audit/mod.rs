@@ -175,7 +175,7 @@ pub enum AuditEvent {
     },
     /// A caller's token proved nothing.
     Proof {
-        /// Who sent it, as placed by the kernel.
+        /// Who sent it, as placed by the kernel; of a volume's, the pod that the kubelet named.
         identity: Identity,
         /// What was wrong with it, for operators.
         reason: String,

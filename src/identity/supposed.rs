@@ -1,5 +1,5 @@
-//! Identities that nobody proved: what an operator supposes when asking what policy would decide.
-//! Nothing is read with one.
+//! Identities that nobody proved: what an operator supposes when asking what policy would decide,
+//! and who a refused call was said to be about. Nothing is read with one.
 
 use std::str::FromStr;
 use std::sync::Arc;

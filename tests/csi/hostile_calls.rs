@@ -220,6 +220,15 @@ fn a_token_that_this_cluster_did_not_issue_for_now_is_refused() {
     };
     counted("UNAUTHENTICATED", rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count());
     counted("OK", 1);
+    // Each is in the audit log, under the pod's name.
+    let is_refusal = |line: &&Value| {
+        (&line["event"], &line["identity"], &line["listener"])
+            == (&json!("proof"), &json!("pod:shop/web"), &json!("csi"))
+    };
+    let refused = rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count();
+    eventually(LIMIT / 10, "the audit log has each", || {
+        node.agent.audit().iter().filter(is_refusal).count() == refused
+    });
 }
 
 #[test]

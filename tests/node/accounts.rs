@@ -1,9 +1,13 @@
 //! Service accounts that only share a name have nothing in common.
 
-use serde_json::json;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::product::{pod, product};
-use crate::support::node::BUSYBOX;
+use crate::support::node::{BUSYBOX, SOON};
+use crate::support::process::eventually;
 use crate::support::shared::node;
 
 #[test]
@@ -41,6 +45,44 @@ fn a_recreated_service_account_gets_nothing_of_the_old_ones() {
         assert_eq!(read(name), b"s3cr3t", "{name}");
         node.delete_pod(namespace, name);
     }
+}
+
+#[test]
+fn pods_of_one_account_share_a_credential_where_a_rule_says_so_until_the_last_one_ends() {
+    let product = product();
+    let node = node();
+    let (namespace, creds) = ("together", "database/creds/together");
+    product.account(namespace, "web");
+    product.let_in(namespace, "web");
+    // Leases of 20 s that can be renewed for 60 s.
+    product.bed.write_database_role("together", json!({}));
+    let attributes = json!({ "secret": creds, "path": "db.json" });
+    let user = |name: &str| {
+        let output = node.exec(namespace, name, "main", &["cat", "/secrets/db.json"]);
+        let file: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let text = |key: &str| file[key].as_str().expect("a credential").to_owned();
+        (text("username"), text("password"))
+    };
+    for name in ["first", "second"] {
+        node.apply(&pod(namespace, name, "web", BUSYBOX, attributes.clone()));
+        node.wait_until_ready(namespace, name);
+    }
+    let shared = user("first");
+    assert_eq!(user("second"), shared);
+    assert_eq!(product.requests(creds, "read"), 1);
+    assert_eq!(product.users_of("together"), std::slice::from_ref(&shared.0));
+
+    // Whose token it was got with is not what it lives by.
+    node.delete_pod(namespace, "first");
+    let renewals = || product.requests("sys/leases/renew", "update");
+    let before = renewals();
+    thread::sleep(Duration::from_secs(25));
+    assert!(renewals() > before, "nothing is renewed");
+    assert_eq!(user("second"), shared);
+    product.bed.postgres.login(&shared.0, &shared.1).expect("it still works");
+    assert_eq!(product.requests(creds, "read"), 1);
+    node.delete_pod(namespace, "second");
+    eventually(SOON, "the role is dropped", || product.users_of("together").is_empty());
 }
 
 #[test]

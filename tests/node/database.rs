@@ -72,7 +72,6 @@ fn no_query_fails_through_renewals_and_a_replacement_and_the_pods_end_ends_every
     let process = node.container_process("life", "app", "main").expect("its process");
     let volume = root_of(process).join("secrets");
     let file = volume.join("database.json");
-
     let (first, _) = credential(&file).expect("the file is there");
     let (mut users, mut queries) = (BTreeSet::new(), 0_u32);
     let deadline = Instant::now() + Duration::from_secs(300);

@@ -54,6 +54,12 @@ name = "hall"
 who = { namespace = "hall", service_account = "web" }
 paths = ["secret/data/shop/hall"]
 login = "agent"
+[[grants]]
+name = "together"
+who = { namespace = "together", service_account = "web" }
+paths = ["database/creds/together"]
+share = "service-account"
+
 # Of one namespace only, for `labels`.
 [[grants]]
 name = "labels-front"

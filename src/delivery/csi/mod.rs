@@ -164,6 +164,7 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
     let (proof, metrics) = (Arc::clone(&server.proof), server.deps.metrics.clone());
+    let audit = server.deps.audit.clone();
     let shared = Shared { config: config.clone(), files, server, pods, mounter, records, budget };
     let volumes = Volumes::new(Arc::new(shared), work.clone());
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
@@ -176,7 +177,8 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
         () = work.cancelled() => return Ok(()),
         prepared = prepared => prepared?,
     };
-    let driver = Driver { config: Arc::new(config), volumes: volumes.clone(), verifier, metrics };
+    let driver =
+        Driver { config: Arc::new(config), volumes: volumes.clone(), verifier, metrics, audit };
     let verifier = driver.verifier.clone();
     tokio::select! {
         served = listen::serve(driver, socket, &proof, work.clone()) => served?,

@@ -5,9 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use tonic::{Code, Request, Response, Status};
 
-use crate::identity::token::Verifier;
+use crate::audit::{Audit, AuditEvent};
+use crate::identity::supposed::SupposedPod;
+use crate::identity::token::{PodInfo, TokenRefused, Verifier};
+use crate::identity::{Listener, ProofStrength};
 use crate::mounter::Target;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Chain, Metrics};
 
 use super::CsiConfig;
 use super::error::{CsiError, code_name};
@@ -36,6 +39,7 @@ pub(super) struct Driver {
     pub(super) volumes: Volumes,
     pub(super) verifier: Verifier,
     pub(super) metrics: Metrics,
+    pub(super) audit: Audit,
 }
 
 impl Driver {
@@ -51,9 +55,35 @@ impl Driver {
     ) -> Result<(), CsiError> {
         let CsiConfig { kubelet_root, audience, .. } = &*self.config;
         let publish = Publish::read(request, kubelet_root, audience).map_err(CsiError::Invalid)?;
-        let claims = self.verifier.verify(&publish.token, SystemTime::now()).await?;
-        claims.matches(&publish.pod)?;
-        self.volumes.publish(publish, claims, patience).await
+        let pod = publish.pod.clone();
+        let published = async {
+            let claims = self.verifier.verify(&publish.token, SystemTime::now()).await?;
+            claims.matches(&publish.pod)?;
+            self.volumes.publish(publish, claims, patience).await
+        };
+        let published = published.await;
+        if let Err(CsiError::Token(refused)) = &published {
+            self.record_refusal(pod, refused);
+        }
+        published
+    }
+
+    /// Of a token that is not believed the audit log has the pod that the kubelet named.
+    fn record_refusal(&self, pod: PodInfo, refused: &TokenRefused) {
+        let identity = SupposedPod {
+            namespace: pod.namespace,
+            service_account: pod.service_account,
+            listener: Listener::Csi,
+            // That the kubelet said so is all there is.
+            strength: ProofStrength::PeerCred,
+            known: Some((pod.uid, pod.pod)),
+        };
+        let identity = crate::identity::Identity::supposed_pod(&identity);
+        let reason = Chain(refused).to_string();
+        let event = AuditEvent::Proof { identity, reason, locked_out: false };
+        if self.audit.record(event).is_err() {
+            tracing::warn!("audit log is not accepting records: a refused token is not recorded");
+        }
     }
 }
 
