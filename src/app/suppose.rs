@@ -7,9 +7,6 @@ use crate::identity::pods::{DirectoryPod, PodDirectory};
 use crate::identity::supposed::{SupposedError, SupposedPod};
 use crate::identity::{Identity, Listener, ProofStrength, Subject};
 
-/// Pods of one account that are asked about, at most.
-const PODS_MAX: usize = 8;
-
 /// The doors of this agent, as pods are proved there.
 #[derive(Debug, Clone)]
 pub(super) struct Doors(Vec<(Listener, ProofStrength)>);
@@ -27,7 +24,8 @@ impl Doors {
     }
 
     /// Everybody that `text` may mean, each with a name that says what is supposed. Of a pod's
-    /// account, the pods that the directory knows; where it knows none, one without known labels.
+    /// account, the pods that the directory knows and that go on, one of those with the same
+    /// labels; where it knows none, one without known labels.
     ///
     /// # Errors
     /// It names nobody.
@@ -41,26 +39,51 @@ impl Doors {
             return Ok(vec![(identity.to_string(), identity)]);
         };
         let account = &pod.account;
-        let known = directory.of_account(&account.namespace, &account.name);
-        let mut pods: Vec<Option<Arc<DirectoryPod>>> =
-            known.into_iter().take(PODS_MAX).map(Some).collect();
+        let known = alike(directory.of_account(&account.namespace, &account.name));
+        let mut pods: Vec<_> = known.into_iter().map(Some).collect();
         if pods.is_empty() {
             pods.push(None);
         }
-        let through = |pod: &Option<Arc<DirectoryPod>>, (listener, strength)| {
+        let through = |pods: &Option<Alike>, (listener, strength)| {
             let supposed = SupposedPod {
                 namespace: account.namespace.clone(),
                 service_account: account.name.clone(),
                 listener,
                 strength,
-                known: pod.as_ref().map(|pod| (pod.uid.clone(), pod.name.clone())),
+                known: pods.as_ref().map(|alike| (alike.one.uid.clone(), alike.one.name.clone())),
             };
-            let name = pod.as_ref().map_or_else(String::new, |pod| format!(", pod {}", pod.name));
+            let name = pods.as_ref().map_or_else(String::new, Alike::name);
             (format!("{text}{name} ({listener}, {strength})"), Identity::supposed_pod(&supposed))
         };
         let all = pods.iter().flat_map(|pod| self.0.iter().map(move |door| through(pod, *door)));
         Ok(all.collect())
     }
+}
+
+/// Pods of one account that only their names tell apart.
+struct Alike {
+    one: Arc<DirectoryPod>,
+    others: usize,
+}
+
+impl Alike {
+    fn name(&self) -> String {
+        match self.others {
+            0 => format!(", pod {}", self.one.name),
+            others => format!(", pod {} and {others} like it", self.one.name),
+        }
+    }
+}
+
+fn alike(pods: Vec<Arc<DirectoryPod>>) -> Vec<Alike> {
+    let mut all: Vec<Alike> = Vec::new();
+    for pod in pods.into_iter().filter(|pod| !pod.leaving) {
+        match all.iter_mut().find(|alike| alike.one.labels == pod.labels) {
+            Some(alike) => alike.others += 1,
+            None => all.push(Alike { one: pod, others: 0 }),
+        }
+    }
+    all
 }
 
 #[cfg(test)]
@@ -82,5 +105,27 @@ mod tests {
         assert_eq!(names("pod:shop/web"), expected);
         assert_eq!(names("uid:1000"), ["uid:1000"]);
         assert!(doors.supposed("web", &PodDirectory::none()).is_err());
+    }
+
+    #[test]
+    fn pods_with_the_same_labels_are_asked_about_once_and_those_that_end_not_at_all() {
+        let pod = |name: &str, tier: &str, leaving: bool| {
+            Arc::new(DirectoryPod {
+                uid: format!("{name}-uid").parse().unwrap(),
+                name: name.parse().unwrap(),
+                namespace: "shop".parse().unwrap(),
+                service_account: "web".parse().unwrap(),
+                labels: Arc::new([("tier".to_owned(), tier.to_owned())].into()),
+                leaving,
+            })
+        };
+        let pods = vec![
+            pod("done", "back", true),
+            pod("a", "front", false),
+            pod("b", "back", false),
+            pod("c", "front", false),
+        ];
+        let names: Vec<String> = alike(pods).iter().map(Alike::name).collect();
+        assert_eq!(names, [", pod a and 1 like it", ", pod b"]);
     }
 }

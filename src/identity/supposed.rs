@@ -49,16 +49,18 @@ impl SupposedPod {
 }
 
 impl Identity {
-    /// A pod. It is called `pod:NAMESPACE/SERVICEACCOUNT`.
+    /// A pod. It is called `pod:NAMESPACE/SERVICEACCOUNT`, or as itself if it is one that there is.
     pub fn supposed_pod(supposed: &SupposedPod) -> Self {
         let account = supposed.account();
-        let consumer = ConsumerId::supposed_pod(&account);
+        let any = ConsumerId::supposed_pod(&account);
         let (uid, name) = supposed.known.clone().unwrap_or_else(|| {
             let name = "supposed".parse().expect("a pod's name");
             (UID.parse().expect("a uid of zeros"), name)
         });
+        let pod = Pod { uid, name, account };
+        let consumer = supposed.known.as_ref().map_or(any, |_| ConsumerId::pod(&pod));
         Self {
-            subject: Subject::Pod(Arc::new(Pod { uid, name, account })),
+            subject: Subject::Pod(Arc::new(pod)),
             strength: supposed.strength,
             listener: supposed.listener,
             consumer,

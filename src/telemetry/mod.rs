@@ -127,7 +127,7 @@ impl Metrics {
             counter(&mut registry, "denials_coalesced", "Denials left out of the audit log");
         let publishes = Family::<[Label; 1], Counter>::default();
         registry.register("csi_publishes", "Calls to publish a volume", publishes.clone());
-        // Rates begin at nothing.
+        // A family is shown from its first label on.
         drop(publishes.get_or_create(&[("code", "OK")]));
         let proofs_refused =
             counter(&mut registry, "proofs_refused", "Pods' tokens that proved nothing");

@@ -38,10 +38,10 @@ fn a_caller_hears_why_before_it_gives_up_and_nothing_is_left() {
         let driver = node.driver().await;
         let request = driver.request(&pod, "secrets", SECRET);
         let began = Instant::now();
-        let refused = driver.send_within(&request, "2S").await.expect_err("Vault is silent");
+        let refused = driver.send_within(&request, "5S").await.expect_err("Vault is silent");
         // Four fifths of its time are waited for the secret; the agent's own limit is 30 s.
         let waited = began.elapsed();
-        assert!(waited > Duration::from_millis(1500), "{waited:?}: {refused:?}");
+        assert!(waited > Duration::from_millis(3500), "{waited:?}: {refused:?}");
         assert!(waited < Duration::from_secs(15), "{waited:?}: {refused:?}");
         assert_eq!(refused.code, UNAVAILABLE, "{refused:?}");
         assert!(refused.message.contains("not all secrets could be had in time"), "{refused:?}");

@@ -1,7 +1,7 @@
 //! The doors that are not for pods: the kubelet's two and the operators', knocked at by root in a
 //! pod.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -26,7 +26,10 @@ fn knock(door: &Path) -> String {
     // Who is refused may find the connection closed already.
     let _ = stream.write_all(if is_operators { HTTP1 } else { HTTP2 });
     let mut reply = [0; 64];
-    let length = stream.read(&mut reply).unwrap_or(0);
+    let length = match stream.read(&mut reply) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => 0,
+        read => read.expect("a reply or the end"),
+    };
     match &reply[..length] {
         [] => "nothing".to_owned(),
         text if is_operators => String::from_utf8_lossy(text).lines().next().unwrap_or("").into(),

@@ -222,8 +222,9 @@ fn a_token_that_this_cluster_did_not_issue_for_now_is_refused() {
     counted("OK", 1);
     // Each is in the audit log, under the pod's name.
     let is_refusal = |line: &&Value| {
-        (&line["event"], &line["identity"], &line["listener"])
-            == (&json!("proof"), &json!("pod:shop/web"), &json!("csi"))
+        let named = line["identity"].as_str().unwrap_or_default();
+        (&line["event"], &line["listener"]) == (&json!("proof"), &json!("csi"))
+            && named == format!("pod:shop/web-0@{}", node.pod.uid)
     };
     let refused = rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count();
     eventually(LIMIT / 10, "the audit log has each", || {

@@ -37,7 +37,7 @@ fn credential(file: &Path) -> std::io::Result<(String, String)> {
 }
 
 /// How often Vault renewed each lease of this database role.
-fn renewals(product: &Product, role: &str) -> Vec<usize> {
+pub fn renewals(product: &Product, role: &str) -> Vec<usize> {
     let leases = format!("database/creds/{role}/");
     let mut counts = std::collections::BTreeMap::new();
     for entry in product.bed.vault.audit_log() {

@@ -90,6 +90,7 @@ impl CsiError {
 pub(super) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
         Code::InvalidArgument => "INVALID_ARGUMENT",
         Code::NotFound => "NOT_FOUND",
         Code::PermissionDenied => "PERMISSION_DENIED",

@@ -87,6 +87,18 @@ impl Driver {
     }
 }
 
+/// Counts a call when it ends, also one that its caller gives up: then its future is dropped.
+struct Counted<'a> {
+    metrics: &'a Metrics,
+    code: Code,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.metrics.publishes.get_or_create(&[("code", code_name(self.code))]).inc();
+    }
+}
+
 #[tonic::async_trait]
 impl Identity for Driver {
     async fn get_plugin_info(
@@ -123,9 +135,9 @@ impl Node for Driver {
     ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
         let patience = patience(&request, self.config.publish_timeout);
         let request = request.into_inner();
+        let mut counted = Counted { metrics: &self.metrics, code: Code::Cancelled };
         let published = self.publish(&request, patience).await.map_err(Status::from);
-        let code = published.as_ref().map_or_else(Status::code, |()| Code::Ok);
-        self.metrics.publishes.get_or_create(&[("code", code_name(code))]).inc();
+        counted.code = published.as_ref().map_or_else(Status::code, |()| Code::Ok);
         match published {
             Ok(()) => Ok(Response::new(csi::NodePublishVolumeResponse {})),
             Err(status) => {
