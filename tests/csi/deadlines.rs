@@ -9,32 +9,18 @@ use crate::cluster::Pod;
 use crate::fake_vault::{Answer, FakeVault};
 use crate::pod_node::PodNode;
 use crate::support::process::eventually;
-use crate::{CONFIG_OF_PODS, LIMIT, leftovers, with_secrets};
+use crate::{LIMIT, VAULT, leftovers, runtime, with_secrets};
 
 const SECRET: &[(&str, &str)] = &[("secret", "secret/shop/web#token")];
 const UNAVAILABLE: u32 = 14;
-const SILENT: &str = r#"
-[sources.vault]
-kind = "vault"
-address = "{vault}"
-role = "agent"
-pod_role = "{namespace}-{serviceaccount}"
-token_file = "{dir}/token"
-mounts = { secret = "kv2" }
-"#;
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(work)
-}
 
 #[test]
 fn a_caller_hears_why_before_it_gives_up_and_nothing_is_left() {
     let vault = FakeVault::start();
     vault.answer("POST", "/v1/auth/kubernetes/login", Answer::hang());
-    let node = PodNode::start("info", &SILENT.replace("{vault}", &vault.url()));
+    let node = PodNode::start("info", &VAULT.replace("{vault}", &vault.url()));
     let pod = Pod::new("shop", "web-0", "web");
-    block_on(async {
+    runtime().block_on(async {
         let driver = node.driver().await;
         let request = driver.request(&pod, "secrets", SECRET);
         let began = Instant::now();
@@ -52,10 +38,10 @@ fn a_caller_hears_why_before_it_gives_up_and_nothing_is_left() {
 #[test]
 fn calls_about_one_volume_that_cross_each_other_end_as_the_last_one_says() {
     const CALLS: usize = 200;
-    let (_dir, config) = with_secrets(CONFIG_OF_PODS);
+    let (_dir, config) = with_secrets();
     let node = PodNode::start("info", &config);
     let pod = Pod::new("shop", "web-0", "web");
-    block_on(async {
+    runtime().block_on(async {
         let driver = node.driver().await;
         let call = |number: usize| {
             let (driver, pod) = (driver.clone(), &pod);

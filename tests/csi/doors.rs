@@ -10,7 +10,7 @@ use crate::cluster::Pod;
 use crate::pod_cgroups::{container, counting_memory, inside, placing};
 use crate::pod_node::PodNode;
 use crate::support::process::eventually;
-use crate::{CONFIG_OF_PODS, LIMIT, csi_driver, with_secrets};
+use crate::{LIMIT, csi_driver, with_secrets};
 
 /// Names a socket to the process that is to knock at it.
 const DOOR: &str = "SECRETS_BROKER_TEST_DOOR";
@@ -61,7 +61,7 @@ fn knock_from(pod: &str, door: &Path) -> String {
 
 #[test]
 fn root_in_a_pod_is_neither_the_kubelet_nor_an_operator() {
-    let (_dir, config) = with_secrets(CONFIG_OF_PODS);
+    let (_dir, config) = with_secrets();
     let node = PodNode::start("info", &config);
     let kubelet = node.kubelet();
     let csi = csi_driver::socket(&kubelet);

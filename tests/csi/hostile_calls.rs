@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Pod, header, passed_on, signed};
 use crate::csi_driver::{CsiDriver, NodePublishVolumeRequest, Refused, TOKENS};
 use crate::support::process::eventually;
-use crate::{LIMIT, Node};
+use crate::{LIMIT, Node, runtime};
 
 const INVALID_ARGUMENT: u32 = 3;
 const PERMISSION_DENIED: u32 = 7;
@@ -24,10 +24,6 @@ const SECRET: &[(&str, &str)] = &[("secret", "secret/shop/web#token")];
 /// What is wrong with a call, how, and what it is answered.
 type Row<'a> = (&'a str, Change<'a>, u32, &'a str);
 type Change<'a> = Box<dyn Fn(&mut NodePublishVolumeRequest) + 'a>;
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
-}
 
 async fn driver(node: &Node) -> CsiDriver {
     CsiDriver::connect(&node.dir.path().join("kubelet")).await
@@ -218,7 +214,8 @@ fn a_token_that_this_cluster_did_not_issue_for_now_is_refused() {
         let line = format!("secrets_broker_csi_publishes_total{{code=\"{code}\"}} {count}\n");
         assert!(metrics.contains(&line), "{line}{metrics}");
     };
-    counted("UNAUTHENTICATED", rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count());
+    let refused = rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count();
+    counted("UNAUTHENTICATED", refused);
     counted("OK", 1);
     // Each is in the audit log, under the pod's name.
     let is_refusal = |line: &&Value| {
@@ -226,7 +223,6 @@ fn a_token_that_this_cluster_did_not_issue_for_now_is_refused() {
         (&line["event"], &line["listener"]) == (&json!("proof"), &json!("csi"))
             && named == format!("pod:shop/web-0@{}", node.pod.uid)
     };
-    let refused = rows.iter().filter(|row| row.2 == UNAUTHENTICATED).count();
     eventually(LIMIT / 10, "the audit log has each", || {
         node.agent.audit().iter().filter(is_refusal).count() == refused
     });
@@ -265,7 +261,7 @@ fn calls_out_of_order_again_and_of_a_kubelet_that_goes_away_leave_nothing() {
         });
         // With the runtime goes the connection.
         drop(runtime);
-        self::runtime().block_on(async {
+        crate::runtime().block_on(async {
             let driver = driver(&node).await;
             driver.unpublish(pod, "secrets").await.unwrap_or_else(|e| panic!("{gone}: {e:?}"));
         });

@@ -48,10 +48,6 @@ const CONFIG: &str = r#"
 runtime_dir = "{dir}/run"
 log = "debug"
 
-[sources.local]
-kind = "local"
-file = "{dir}/secrets.toml"
-
 [sockets.host]
 enabled = false
 
@@ -62,12 +58,6 @@ kubelet_root = "{dir}/kubelet"
 keys_file = "{dir}/keys.json"
 issuers = ["https://kubernetes.default.svc"]
 volume_bytes_total = "8MiB"
-
-[[grants]]
-name = "pods"
-who = { any_pod = true }
-paths = ["secret/data/shop/*"]
-login = "agent"
 "#;
 
 const SECRETS: &str = r#"
@@ -75,7 +65,7 @@ const SECRETS: &str = r#"
 token = "s3cr3t"
 "#;
 
-/// For a pair of agent and mounter: its secrets are in a file of the test's.
+/// What pods may read: the secrets in a file of the test's.
 const CONFIG_OF_PODS: &str = r#"
 [sources.local]
 kind = "local"
@@ -87,14 +77,31 @@ paths = ["secret/data/shop/*"]
 login = "agent"
 "#;
 
-/// The configuration with its secrets, which are there as long as the directory.
-fn with_secrets(config: &str) -> (TempDir, String) {
+/// For a pair of agent and mounter: that configuration and its secrets, which are there as long as
+/// the directory.
+fn with_secrets() -> (TempDir, String) {
     let dir = TempDir::with_prefix("secrets-").expect("create a directory");
     let file = dir.path().join("secrets.toml");
     fs::write(&file, SECRETS).expect("write the secrets");
     fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).expect("close them");
-    let config = config.replace("{secrets}", file.to_str().expect("a path that is text"));
+    let path = file.to_str().expect("a path that is text");
+    let config = CONFIG_OF_PODS.replace("{secrets}", path);
     (dir, config)
+}
+
+/// Where pods read as their own service accounts.
+const VAULT: &str = r#"
+[sources.vault]
+kind = "vault"
+address = "{vault}"
+role = "agent"
+pod_role = "{namespace}-{serviceaccount}"
+token_file = "{dir}/token"
+mounts = { secret = "kv2", database = "database" }
+"#;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 /// What csi-sanity tries of a driver without a Controller service.
@@ -144,7 +151,8 @@ impl Node {
         }
         write("keys.json", &key_set().to_string());
         write("secrets.toml", SECRETS);
-        let agent = Agent::start(dir.path(), CONFIG);
+        let pods = CONFIG_OF_PODS.replace("{secrets}", "{dir}/secrets.toml");
+        let agent = Agent::start(dir.path(), &[CONFIG, &pods].concat());
         let mut node = Node { agent, dir, pod };
         let socket = node.driver();
         node.agent.process.wait_until(LIMIT, "the driver's socket", || socket.exists());

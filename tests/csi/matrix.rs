@@ -18,18 +18,12 @@ use crate::leaks::{Viewer, leaks, names};
 use crate::pod_cgroups::{container, placing};
 use crate::pod_node::{PodNode, files};
 use crate::upstream::Upstream;
+use crate::{VAULT, runtime};
 
 const PODS: usize = 200;
 /// As many as the kubelet's calls at once, and pods that ask at once.
 const AT_ONCE: usize = 8;
 const CONFIG: &str = r#"
-[sources.vault]
-kind = "vault"
-address = "{vault}"
-role = "agent"
-pod_role = "{namespace}-{serviceaccount}"
-token_file = "{dir}/token"
-mounts = { secret = "kv2", database = "database" }
 [limits]
 requests_per_second_per_user = 1000000
 upstream_per_second = 1000000
@@ -71,11 +65,10 @@ impl Matrix {
         let accounts: Vec<_> = all.iter().map(|[n, account, _]| (&**n, &**account)).collect();
         let upstream = Upstream::start(&accounts);
         let pods = all.iter().map(|[namespace, account, pod]| Pod::new(namespace, pod, account));
-        let config = CONFIG.replace("{vault}", &upstream.vault.url());
+        let config = [VAULT, CONFIG].concat().replace("{vault}", &upstream.vault.url());
         let node = PodNode::start("debug", &format!("{config}{grants}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        Matrix { node, upstream, pods: pods.collect(), runtime, seen: Mutex::default() }
+        let (runtime, pods) = (runtime(), pods.collect());
+        Matrix { node, upstream, pods, runtime, seen: Mutex::default() }
     }
 
     fn saw(&self, owner: Option<usize>, names: Option<&[usize]>, way: &'static str, text: &str) {

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::cluster::Pod;
 use crate::pod_node::PodNode;
 use crate::support::process::{Process, eventually};
-use crate::{CONFIG_OF_PODS, LIMIT, with_secrets};
+use crate::{LIMIT, runtime, with_secrets};
 
 /// Whether a thread of the process is in this system call.
 fn is_in(process: &Process, call: libc::c_long) -> bool {
@@ -25,11 +25,10 @@ fn state(process: &Process) -> String {
 
 #[test]
 fn an_agent_that_is_stopped_while_it_waits_for_its_mounter_goes_on_waiting() {
-    let (_dir, config) = with_secrets(CONFIG_OF_PODS);
+    let (_dir, config) = with_secrets();
     let node = PodNode::start("info", &config);
     let pod = Pod::new("shop", "web-0", "web");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    runtime().block_on(async {
         let driver = node.driver().await;
         let attributes = [("secret", "secret/shop/web#token")];
         let publish = driver.publish(&pod, "secrets", &attributes);

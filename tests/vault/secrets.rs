@@ -39,6 +39,12 @@ fn told(rig: &Rig, file: &str) -> (Value, Value) {
     (item["state"].clone(), item["problem"].clone())
 }
 
+/// The file is in place a moment before its mark goes.
+fn wait_until_fresh(rig: &Rig) {
+    let fresh = (json!("fresh"), Value::Null);
+    eventually(SOON, "the mark goes", || told(rig, "web.json") == fresh);
+}
+
 #[test]
 fn two_hundred_concurrent_readers_of_a_cold_path_cause_one_login_and_one_read() {
     const READERS: usize = 200;
@@ -148,8 +154,7 @@ fn a_deleted_version_is_404_on_the_socket_keeps_the_file_and_heals() {
     rig.bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));
     assert_eq!(rig.agent.command(&["refresh", "secret/shop/web"]).0, 0);
     eventually(SOON, "the new file", || rig.json_file("web.json")["colour"] == "green");
-    let fresh = (json!("fresh"), Value::Null);
-    eventually(SOON, "the mark goes", || told(&rig, "web.json") == fresh);
+    wait_until_fresh(&rig);
     assert_eq!(rig.agent.read(WEB).status, 200);
     rig.wait_until_healthy();
 }
@@ -234,7 +239,6 @@ fn in_an_outage_kv_is_stale_then_refused_and_the_file_stays_and_is_marked() {
     rig.bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));
     assert_eq!(rig.agent.command(&["refresh", "secret/shop/web"]).0, 0);
     eventually(BACKOFF, "the new file", || rig.json_file("web.json")["colour"] == "green");
-    let fresh = (json!("fresh"), Value::Null);
-    eventually(SOON, "the mark goes", || told(&rig, "web.json") == fresh);
+    wait_until_fresh(&rig);
     assert_eq!(rig.agent.read(WEB).status, 200);
 }
