@@ -18,6 +18,11 @@ use secrets_broker::source::local::{LocalConfig, LocalSource};
 use secrets_broker::status::VolumeStatus;
 use secrets_broker::telemetry::{Limit, Metrics};
 
+#[path = "support/markdown.rs"]
+mod markdown;
+
+use markdown::blocks;
+
 /// A page with its path below the checkout.
 struct Page {
     path: PathBuf,
@@ -52,20 +57,6 @@ fn pages() -> Vec<Page> {
     let pages: Vec<Page> = paths.into_iter().map(page).collect();
     assert!(pages.len() > 15, "only {} pages found", pages.len());
     pages
-}
-
-/// The fenced blocks whose info string is `info`.
-fn blocks(text: &str, info: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        let Some(opened) = line.strip_prefix("```") else { continue };
-        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        if opened == info {
-            found.push(block.join("\n") + "\n");
-        }
-    }
-    found
 }
 
 /// The text without its fenced blocks.

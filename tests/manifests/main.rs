@@ -10,8 +10,11 @@ use secrets_broker::config::{Config, Host, MounterPlace};
 use secrets_broker::delivery::csi::attributes::{Attributes, Deliver};
 use serde_json::json;
 
+#[path = "../support/markdown.rs"]
+mod markdown;
 mod privileges;
 
+use markdown::blocks;
 use privileges::{objects, privileges, violations};
 
 fn read(path: &str) -> String {
@@ -153,11 +156,10 @@ fn parse(text: &str) -> Config {
 #[test]
 fn every_pod_in_the_documents_is_understood() {
     let pages = ["README.md", "docs/delivery/csi.md", "docs/delivery/sockets.md"].map(read);
-    let pods = pages.iter().flat_map(|page| page.split("```yaml pod\n").skip(1));
+    let pods = pages.iter().flat_map(|page| blocks(page, "yaml pod"));
     let mut published = 0;
     for pod in pods {
-        let (pod, _) = pod.split_once("\n```").expect("the end of the block");
-        for volume in objects(pod)[0]["spec"]["volumes"].as_array().expect("volumes") {
+        for volume in objects(&pod)[0]["spec"]["volumes"].as_array().expect("volumes") {
             let csi = &volume["csi"];
             if csi.is_null() {
                 continue;

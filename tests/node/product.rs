@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::ground::{self, SERVE};
@@ -142,7 +143,6 @@ impl Product {
             "vaultCA": { "configMap": "" },
             "log": { "level": "debug", "format": "text" },
             "csi": {
-                "kubeletRoot": self.node().kubelet_root(),
                 "settings": "retire_grace = \"2s\"",
             },
             // Vault listens on loopback here.
@@ -230,6 +230,28 @@ impl Product {
             self.pods().iter().any(|pod| *pod != before)
         });
         node.wait_until_ready(NAMESPACE, &self.pod_name());
+    }
+
+    /// Kills containers of the product's pod, and waits until they run again and are ready;
+    /// `meanwhile` is looked at until then.
+    pub fn kill(&self, containers: &[&str], meanwhile: impl Fn()) {
+        let node = self.node();
+        let pod = self.pod_name();
+        let process = |container: &str| node.container_process(NAMESPACE, &pod, container);
+        let running = containers.iter().map(|name| (*name, process(name).expect("it runs")));
+        let running: Vec<_> = running.collect();
+        for (_, id) in &running {
+            let id = i32::try_from(*id).ok().and_then(Pid::from_raw).expect("a process id");
+            kill_process(id, Signal::KILL).expect("kill it");
+        }
+        for (name, before) in running {
+            eventually(SOON, "the container runs again", || {
+                meanwhile();
+                process(name).is_some_and(|now| now != before)
+            });
+        }
+        // Its volumes are taken up before it says that it is ready.
+        node.wait_until_ready(NAMESPACE, &pod);
     }
 
     /// Runs a command of the product's in the agent's container, whatever comes of it.

@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::product::{leftovers, pod, product_alone, root_of};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
-use crate::support::shared::{NAMESPACE, node};
+use crate::support::shared::node;
 
 #[test]
 fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_current() {
@@ -69,7 +68,6 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     let volume = root_of(app).join("secrets");
 
     let ours = product.pod_name();
-    let process = |container: &str| node.container_process(NAMESPACE, &ours, container);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let at_the_end = AtTheEnd(&over);
@@ -86,20 +84,7 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
             reads
         });
         for containers in [&["agent"][..], &["mounter"], &["agent", "mounter"]] {
-            let running = containers.iter().map(|name| (name, process(name).expect("it runs")));
-            let running: Vec<_> = running.collect();
-            for (_, id) in &running {
-                let id = i32::try_from(*id).ok().and_then(Pid::from_raw).expect("a process id");
-                kill_process(id, Signal::KILL).expect("kill it");
-            }
-            for (name, before) in running {
-                eventually(SOON, "the container runs again", || {
-                    assert!(!reader.is_finished(), "a read failed");
-                    process(name).is_some_and(|now| now != before)
-                });
-            }
-            // Its volumes are taken up before it says that it is ready.
-            node.wait_until_ready(NAMESPACE, &ours);
+            product.kill(containers, || assert!(!reader.is_finished(), "a read failed"));
         }
         drop(at_the_end);
         let reads = reader.join().expect("no read failed");

@@ -147,7 +147,7 @@ fn nobody_else_gets_anything_from_a_pods_socket() {
 }
 
 #[test]
-fn a_pods_socket_comes_back_with_the_agents_successor() {
+fn a_pods_socket_comes_back_with_the_agents_successor_and_after_both_halves_were_killed() {
     let product = product_alone();
     prepare(&product, "successor", "successor");
     let node = node();
@@ -157,6 +157,7 @@ fn a_pods_socket_comes_back_with_the_agents_successor() {
     let (code, body) = get("successor", "app", SOCKET, path);
     assert_eq!(code, 200, "{body}\n{}", product.log());
     product.replace_pod(|| ());
+    product.kill(&["agent", "mounter"], || ());
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
     eventually(Duration::from_secs(180), "the socket answers again", || {
         let command =

@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
 
-/// Files of a server certificate and of the authority that signed it.
+/// Files of a certificate and of the authority that signed it.
 pub struct TlsFiles {
     pub ca: PathBuf,
     pub certificate: PathBuf,
@@ -15,17 +18,29 @@ pub struct TlsFiles {
 /// A new authority and one certificate for `names` (DNS names or IP addresses), written to `dir`.
 pub fn issue(dir: &Path, names: &[&str]) -> TlsFiles {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    sign(dir, ["ca", "server"], &CertificateParams::new(names).expect("names"))
+}
+
+/// A new authority, `<name>-ca.crt`, and a client's certificate `<name>` that names this user and
+/// group of Kubernetes'.
+pub fn issue_client(dir: &Path, name: &str, user: &str, group: &str) -> TlsFiles {
+    let mut client = CertificateParams::default();
+    client.distinguished_name.push(DnType::CommonName, user);
+    client.distinguished_name.push(DnType::OrganizationName, group);
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    sign(dir, [&format!("{name}-ca"), name], &client)
+}
+
+fn sign(dir: &Path, [ca, name]: [&str; 2], params: &CertificateParams) -> TlsFiles {
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, key_pair()).expect("sign the CA");
     let key = key_pair();
-    let certificate = CertificateParams::new(names)
-        .and_then(|params| params.signed_by(&key, &authority))
-        .expect("sign the server certificate");
+    let certificate = params.signed_by(&key, &authority).expect("sign the certificate");
     TlsFiles {
-        ca: write(dir, "ca.crt", &authority.pem()),
-        certificate: write(dir, "server.crt", &certificate.pem()),
-        key: write(dir, "server.key", &key.serialize_pem()),
+        ca: write(dir, &format!("{ca}.crt"), &authority.pem()),
+        certificate: write(dir, &format!("{name}.crt"), &certificate.pem()),
+        key: write(dir, &format!("{name}.key"), &key.serialize_pem()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::certificates::key_files;
+use super::certificates::{TlsFiles, issue_client, key_files};
 use super::http::{Api, Reply};
 use super::process::{Process, eventually, free_port};
 use super::server_program;
@@ -27,6 +27,7 @@ pub struct Kubernetes {
     pub ca_file: PathBuf,
     store: String,
     listen: Listen,
+    kubelet_client: TlsFiles,
     // The API server goes before the store under it, both before their directory.
     apiserver: Mutex<Process>,
     _etcd: Process,
@@ -61,7 +62,9 @@ impl Kubernetes {
         let (store, etcd) = start_etcd(dir.path());
         let address = format!("https://{}:{}", listen.advertise, listen.port);
         key_files(dir.path(), "service-accounts");
-        let command = apiserver(dir.path(), &store, listen);
+        let kubelet_client =
+            issue_client(dir.path(), "kubelet-client", "kube-apiserver", "system:masters");
+        let command = apiserver(dir.path(), &store, listen, &kubelet_client);
         let mut apiserver = Process::spawn("kube-apiserver", &command, dir.path());
         // The server makes its own certificate; the file ends with the authority's.
         let ca_file = dir.path().join("certs/apiserver.crt");
@@ -73,7 +76,22 @@ impl Kubernetes {
         let api = Api::new(&address, Some(&ca));
         wait_until_ready(&mut apiserver, &api);
         let (listen, apiserver) = (*listen, Mutex::new(apiserver));
-        Kubernetes { api, address, ca_file, store, listen, apiserver, _etcd: etcd, dir }
+        Kubernetes {
+            api,
+            address,
+            ca_file,
+            store,
+            listen,
+            kubelet_client,
+            apiserver,
+            _etcd: etcd,
+            dir,
+        }
+    }
+
+    /// Who signed the certificate that the API server shows to kubelets.
+    pub fn kubelet_client_ca(&self) -> PathBuf {
+        self.kubelet_client.ca.clone()
     }
 
     /// With which service-account tokens are signed.
@@ -114,7 +132,7 @@ impl Kubernetes {
 
     /// Starts it again as it was.
     pub fn start_again(&self) {
-        let command = apiserver(self.dir.path(), &self.store, &self.listen);
+        let command = apiserver(self.dir.path(), &self.store, &self.listen, &self.kubelet_client);
         let mut apiserver = self.apiserver();
         *apiserver = Process::spawn("kube-apiserver", &command, self.dir.path());
         wait_until_ready(&mut apiserver, &self.api);
@@ -338,7 +356,7 @@ fn start_etcd(dir: &Path) -> (String, Process) {
     (clients, process)
 }
 
-fn apiserver(dir: &Path, store: &str, listen: &Listen) -> Command {
+fn apiserver(dir: &Path, store: &str, listen: &Listen, kubelet_client: &TlsFiles) -> Command {
     let [public_key, private_key] =
         ["pub", "key"].map(|part| dir.join(format!("service-accounts.{part}")));
     let tokens = dir.join("tokens.csv");
@@ -353,6 +371,8 @@ fn apiserver(dir: &Path, store: &str, listen: &Listen) -> Command {
         "--allow-privileged=true",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        // A node's name is no address.
+        "--kubelet-preferred-address-types=InternalIP",
         "--service-account-issuer=https://kubernetes.default.svc",
     ];
     command.args(fixed);
@@ -365,6 +385,8 @@ fn apiserver(dir: &Path, store: &str, listen: &Listen) -> Command {
     ]);
     let files = [
         ("cert-dir", &dir.join("certs")),
+        ("kubelet-client-certificate", &kubelet_client.certificate),
+        ("kubelet-client-key", &kubelet_client.key),
         ("service-account-key-file", &public_key),
         ("service-account-signing-key-file", &private_key),
         ("token-auth-file", &tokens),

@@ -13,6 +13,8 @@ use super::http::{Api, Reply};
 use super::process::{Process, eventually};
 use super::server_program;
 
+/// A free port of it.
+const LOOPBACK: &str = "127.0.0.1:0";
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub struct Vault {
@@ -29,18 +31,23 @@ pub struct Vault {
 impl Vault {
     /// Over plain HTTP.
     pub fn start() -> Vault {
-        Vault::initialise(new_dir(), None)
+        Vault::initialise(new_dir(), LOOPBACK, None)
     }
 
     /// Over TLS, for 127.0.0.1 and localhost, under an authority of its own (`ca_file`).
     pub fn start_tls() -> Vault {
-        let dir = new_dir();
-        let tls = issue(dir.path(), &["127.0.0.1", "localhost"]);
-        Vault::initialise(dir, Some(tls))
+        Vault::start_tls_at(LOOPBACK, &["127.0.0.1", "localhost"])
     }
 
-    fn initialise(dir: TempDir, tls: Option<TlsFiles>) -> Vault {
-        let mut command = command(dir.path(), "127.0.0.1:0", tls.as_ref());
+    /// The same at another address, for these names and addresses.
+    pub fn start_tls_at(listen: &str, names: &[&str]) -> Vault {
+        let dir = new_dir();
+        let tls = issue(dir.path(), names);
+        Vault::initialise(dir, listen, Some(tls))
+    }
+
+    fn initialise(dir: TempDir, listen: &str, tls: Option<TlsFiles>) -> Vault {
+        let mut command = command(dir.path(), listen, tls.as_ref());
         command.arg("--audit").arg(dir.path().join("audit.log"));
         let mut process = Process::spawn("vault", &command, dir.path());
         let ready = wait_ready(&mut process, 0);

@@ -59,8 +59,8 @@ impl Node {
     /// Everything at and under the kubelet's root and in containerd's state, root included.
     fn unmount_all(&self) -> Option<String> {
         let root = self.kubelet_root();
-        let expected = [root.clone()];
-        let places = [root.as_path(), "/run/containerd".as_ref(), "/run/netns".as_ref()];
+        let expected = [root.to_owned()];
+        let places = [root, "/run/containerd".as_ref(), "/run/netns".as_ref()];
         let mounts: Vec<_> = places.into_iter().flat_map(mounts_under).collect();
         for mount in &mounts {
             let _ = unmount(mount, UnmountFlags::DETACH);

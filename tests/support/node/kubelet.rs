@@ -4,39 +4,34 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_change};
 use serde_json::json;
 
 use super::super::kubernetes::{Kubernetes, NODE, User};
 use super::super::process::Process;
 use super::super::server_program;
-use super::{ADDRESS, containers};
+use super::{ADDRESS, CLUSTER_DOMAIN, containers};
 
-/// Its root directory. Sockets below it, of plugins too, must have paths under 108 bytes.
-pub fn root(dir: &Path) -> PathBuf {
-    dir.join("kubelet")
-}
+/// Its root directory, where every node has it; `tests/node/isolated` mounts something of our own.
+pub const ROOT: &str = "/var/lib/kubelet";
 
 /// Starts it; it registers the node by itself.
 pub fn start(kubernetes: &Kubernetes, dir: &Path) -> Process {
-    let root = root(dir);
-    fs::create_dir(&root).expect("create the kubelet's root");
     // What a pod mounts with `Bidirectional` is seen by others only from a shared mount.
-    mount_bind(&root, &root).expect("bind the kubelet's root to itself");
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
-    mount_change(&root, shared).expect("share the kubelet's mounts");
+    mount_change(ROOT, shared).expect("share the kubelet's mounts");
 
     let mut command = Command::new(server_program("kubelet"));
-    command.arg("--config").arg(configure(dir));
+    command.arg("--config").arg(configure(kubernetes, dir));
     command.arg("--kubeconfig").arg(kubernetes.kubeconfig(User::Node));
-    command.arg("--root-dir").arg(&root);
+    command.args(["--root-dir", ROOT]);
     command.arg("--cert-dir").arg(dir.join("kubelet-certs"));
     command.args(["--hostname-override", NODE, "--node-ip", ADDRESS]);
     containers::put_programs_first(&mut command);
     Process::spawn("kubelet", &command, dir)
 }
 
-fn configure(dir: &Path) -> PathBuf {
+fn configure(kubernetes: &Kubernetes, dir: &Path) -> PathBuf {
     // Pods on the host's network get a copy; the host's own may name servers nobody can reach.
     let resolver = dir.join("resolv.conf");
     fs::write(&resolver, "nameserver 127.0.0.1\n").expect("write resolv.conf");
@@ -46,6 +41,10 @@ fn configure(dir: &Path) -> PathBuf {
         "containerRuntimeEndpoint": format!("unix://{}", containers::SOCKET),
         "cgroupDriver": "cgroupfs",
         "resolvConf": resolver,
+        // Pods on the pod network ask there; a test that needs names has somebody answer.
+        "clusterDNS": [ADDRESS],
+        "clusterDomain": CLUSTER_DOMAIN,
+        "authentication": { "x509": { "clientCAFile": kubernetes.kubelet_client_ca() } },
         // Test machines have swap, little free space, and cgroups of the first version.
         "failCgroupV1": false,
         "failSwapOn": false,

@@ -9,6 +9,7 @@
 //! - pods on the pod network reach the node and each other; what listens on 127.0.0.1 (Vault,
 //!   PostgreSQL) is reached with `hostNetwork: true`;
 //! - images come from `Node::image` only, so pods need `imagePullPolicy: Never`;
+//! - pods on the pod network ask the node's address for names, where nobody answers by itself;
 //! - a namespace's pods can be created as soon as `Node::create_namespace` returns.
 
 mod containers;
@@ -39,6 +40,8 @@ pub const SOON: Duration = Duration::from_secs(120);
 pub const ADDRESS: &str = "192.0.2.10";
 /// What `KUBERNETES_SERVICE_HOST` says in pods.
 pub const SERVICE_ADDRESS: &str = "10.96.0.1";
+/// The last part of what services are called in full.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
 /// A busybox with all its commands.
 pub const BUSYBOX: &str = "localhost/busybox:test";
 
@@ -78,8 +81,8 @@ impl Node {
     }
 
     /// Where pods' volumes, plugins and their registration are: `--root-dir`, shared mounts.
-    pub fn kubelet_root(&self) -> PathBuf {
-        kubelet::root(self.dir.path())
+    pub fn kubelet_root(&self) -> &'static Path {
+        Path::new(kubelet::ROOT)
     }
 
     /// What the kubelet has logged.
@@ -91,8 +94,13 @@ impl Node {
     /// reference.
     pub fn image(&self, name: &str, files: &[File]) -> String {
         let reference = format!("localhost/{name}:test");
-        self.containerd.import(&reference, files);
+        self.image_as(&reference, files);
         reference
+    }
+
+    /// The same under any reference, as if it had been pulled.
+    pub fn image_as(&self, reference: &str, files: &[File]) {
+        self.containerd.import(reference, files);
     }
 
     fn wait_ready(&mut self) {

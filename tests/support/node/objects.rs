@@ -31,8 +31,7 @@ impl Node {
         self.kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", file])
     }
 
-    /// kubectl as the administrator; panics when it fails. Its `logs` and `exec` are not set up:
-    /// use `pod_log` and `exec`.
+    /// kubectl as the administrator; panics when it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(server_program("kubectl"));
         command.arg("--kubeconfig").arg(self.kubernetes.kubeconfig(User::Admin));
