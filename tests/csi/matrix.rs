@@ -21,9 +21,12 @@ use crate::upstream::Upstream;
 use crate::{VAULT, runtime};
 
 const PODS: usize = 200;
-/// How far on the pods are whose secrets each one wants as files: its neighbour, its namesake in the
-/// next namespace, and others. All 200 for each would take five minutes.
-const FILES_OF: [usize; 10] = [1, 2, 7, 10, 20, 33, 64, 100, 150, 199];
+/// To the next pod, in the next namespace where the number ends with 9.
+const NEIGHBOUR: usize = 1;
+/// To the pod of the same name, and with an account of the same name, in the next namespace.
+const NAMESAKE: usize = 10;
+/// To the pods whose secrets each pod asks for as files. All of them would take five minutes.
+const FILES_OF: [usize; 10] = [NEIGHBOUR, 2, 7, NAMESAKE, 20, 33, 64, 100, 150, 199];
 /// As many as the kubelet's calls at once, and pods that ask at once.
 const AT_ONCE: usize = 8;
 const CONFIG: &str = r#"
@@ -99,14 +102,16 @@ impl Matrix {
         counts
     }
 
-    /// The next pod, in the next namespace where the number ends with 9.
     fn neighbour(&self, number: usize) -> usize {
-        (number + 1) % self.pods.len()
+        self.further(number, NEIGHBOUR)
     }
 
-    /// The pod of the same name, and with an account of the same name, in the next namespace.
     fn namesake(&self, number: usize) -> usize {
-        (number + 10) % self.pods.len()
+        self.further(number, NAMESAKE)
+    }
+
+    fn further(&self, number: usize, steps: usize) -> usize {
+        (number + steps) % self.pods.len()
     }
 
     /// Makes calls for all pods, as many at once as a busy kubelet.
@@ -143,7 +148,7 @@ impl Matrix {
         };
         self.call(async |driver, number| {
             let pod = &self.pods[number];
-            for other in FILES_OF.map(|steps| (number + steps) % self.pods.len()) {
+            for other in FILES_OF.map(|steps| self.further(number, steps)) {
                 let theirs = items(other);
                 let outcome = driver.publish(pod, "theirs", &[("items", &theirs)]).await;
                 refused(number, other, outcome);

@@ -30,11 +30,7 @@ impl Administrator {
         link("secrets-broker", Path::new(env!("CARGO_BIN_EXE_secrets-broker")));
         let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
         symlink(deploy, dir.path().join("deploy")).expect("link the checkout's directory");
-        let copy = |name: &str, from: &Path| {
-            fs::copy(from, dir.path().join(name)).expect("copy an authority's certificate");
-        };
-        copy("vault-ca.pem", vault.ca_file());
-        copy("cluster-ca.crt", &node.kubernetes.ca_file);
+        fs::copy(vault.ca_file(), dir.path().join("vault-ca.pem")).expect("copy Vault's CA");
         let text = |path: &Path| path.to_str().expect("a readable path").to_owned();
         let variables = vec![
             ("PATH", format!("{}:/usr/bin:/bin", text(&bin))),

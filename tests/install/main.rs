@@ -12,8 +12,10 @@ mod support;
 mod administrator;
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use markdown::{blocks, section};
 use serde_json::Value;
@@ -44,23 +46,23 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     let _names = cluster_dns(names.path());
     let administrator = Administrator::new(&node, &vault);
 
-    let [set_up] = shell(&readme, "Setting up Vault");
+    let [set_up] = shell(&readme, "## Setting up Vault");
     let set_up = set_up.replace("API-SERVER:6443", &format!("{ADDRESS}:443"));
     let set_up = set_up.replace("DB-HOST:5432", &format!("127.0.0.1:{}", postgres.port));
     let set_up = set_up.replace("DB-ADMIN", "postgres").replace("DB-PASSWORD", "not-asked-for");
     administrator.paste(&set_up);
 
-    let [install, why] = shell(&readme, "On Kubernetes");
+    let [install, apply, why] = shell(&readme, "## On Kubernetes");
     administrator.paste(&install);
-    let pods = blocks(section(&readme, "On Kubernetes"), "yaml pod");
+    let pods = blocks(section(&readme, "## On Kubernetes"), "yaml pod");
     let [pod] = pods.as_slice() else { panic!("one pod: {pods:?}") };
     administrator.write("pod.yaml", pod);
-    administrator.paste("kubectl apply -f pod.yaml");
-    node.wait_until_ready("shop", "web");
+    let printed = administrator.paste(&apply);
+    let (_, credential) = printed.split_once("condition met\n").expect("the pod is ready");
+    let credential: Value = serde_json::from_str(credential).expect("JSON");
 
     let cat = |file: &str| administrator.paste(&format!("kubectl exec -n shop web -- cat {file}"));
     assert_eq!((cat("/secrets/user"), cat("/secrets/token")), ("web".into(), "s3cr3t".into()));
-    let credential: Value = serde_json::from_str(&cat("/secrets/db.json")).expect("JSON");
     let text = |key: &str| credential[key].as_str().expect("a text").to_owned();
     postgres.login(&text("username"), &text("password")).expect("the credential works");
     assert!(node.pod_log("shop", "web", "web").contains("db.json"));
@@ -79,17 +81,23 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     administrator.write("pod.yaml", &pod.replace("secret/shop/web ", "secret/shop/keys"));
     administrator.paste("kubectl apply -f pod.yaml");
     let why = why.replace("secret/shop/web", "secret/shop/keys");
-    let mut said = String::new();
+    let (describe, _) = why.split_once('\n').expect("the first line asks for the events");
+    let reason = "code = PermissionDenied desc = * of 'vault:secret/data/shop/keys'";
     eventually(SOON, "the pod's events say why it waits", || {
-        said = administrator.paste(&why);
-        said.contains("FailedMount")
+        std::thread::sleep(Duration::from_millis(500));
+        administrator.paste(describe).contains(reason)
     });
-    assert!(said.contains("permission denied"), "{said}");
+    let said = administrator.paste(&why);
+    assert!(said.contains("kv: denied") && !said.contains("s3cr3t"), "{said}");
+
+    // An agent on a host beside them.
+    let [login] = shell(section(&readme, "## On a host"), "### 1. A login for the agent");
+    administrator.paste(&login);
 }
 
 /// The shell's blocks of a section, as many as the test knows.
-fn shell<const N: usize>(readme: &str, heading: &str) -> [String; N] {
-    let found = blocks(section(readme, heading), "sh");
+fn shell<const N: usize>(text: &str, heading: &str) -> [String; N] {
+    let found = blocks(section(text, heading), "sh");
     found.try_into().unwrap_or_else(|found| panic!("{heading}: not {N} blocks: {found:?}"))
 }
 
@@ -97,9 +105,13 @@ fn shell<const N: usize>(readme: &str, heading: &str) -> [String; N] {
 fn cluster_dns(dir: &Path) -> Process {
     let mut command = Command::new("/usr/sbin/dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="]);
-    command.args(["--no-resolv", "--no-hosts", "--bind-interfaces", "--user=nobody"]);
+    command.args(["--no-resolv", "--no-hosts", "--bind-interfaces", "--log-facility=-"]);
+    // Another user's process would not end with this one.
+    command.args(["--user=root", "--group=root"]);
     command.arg(format!("--listen-address={ADDRESS}"));
     command.arg(format!("--local=/{CLUSTER_DOMAIN}/"));
     command.arg(format!("--address=/{VAULT_SERVICE}.{CLUSTER_DOMAIN}/{ADDRESS}"));
-    Process::spawn("dnsmasq", &command, dir)
+    let mut process = Process::spawn("dnsmasq", &command, dir);
+    process.wait_until(SOON, "answering", || TcpStream::connect((ADDRESS, 53)).is_ok());
+    process
 }

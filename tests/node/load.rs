@@ -19,8 +19,10 @@ use crate::support::shared::node;
 const JOB: &str = "SECRETS_BROKER_TEST_LOAD";
 /// The one job that no socket is needed for.
 const SPIN: &str = "spin";
-/// Reads that one measurement takes.
+/// Reads that one measurement takes, and what is between two: together many times the 100 ms after
+/// which a container gets its share of the processors anew.
 const READS: usize = 1000;
+const BETWEEN_READS: Duration = Duration::from_millis(1);
 /// New connections that it makes before.
 const CONNECTIONS: usize = 5;
 /// What a flood is at least, before it says so.
@@ -218,6 +220,7 @@ fn reads(door: &Door, secret: &str) -> io::Result<Seen> {
     }
     let (mut stream, mut took) = (door.connect()?, Vec::new());
     for _ in 0..READS {
+        thread::sleep(BETWEEN_READS);
         let asked = Instant::now();
         ask(&mut stream)?;
         took.push(asked.elapsed());

@@ -156,14 +156,15 @@ fn a_pods_socket_comes_back_with_the_agents_successor_and_after_both_halves_were
     let path = "/v1/secret/data/shop/successor";
     let (code, body) = get("successor", "app", SOCKET, path);
     assert_eq!(code, 200, "{body}\n{}", product.log());
-    product.replace_pod(|| ());
-    product.kill(&["agent", "mounter"], || ());
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
-    eventually(Duration::from_secs(180), "the socket answers again", || {
-        let command =
-            ["curl", "-s", "-o", "/dev/null", "-w", "\n%{http_code}", "--unix-socket", SOCKET];
-        let command = [&command[..], &["http://localhost/v1/secret/data/shop/successor"]].concat();
-        reply(&node.exec("successor", "app", "main", &command)).0 == 200
-    });
+    let answers_again = || {
+        eventually(Duration::from_secs(180), "the socket answers again", || {
+            get("successor", "app", SOCKET, path).0 == 200
+        });
+    };
+    product.replace_pod(|| ());
+    answers_again();
+    product.kill(&["agent", "mounter"], || ());
+    answers_again();
     node.delete_pod("successor", "app");
 }

@@ -15,9 +15,10 @@ pub fn blocks(text: &str, info: &str) -> Vec<String> {
     found
 }
 
-/// What is below the heading `## <heading>`, up to the next of its rank.
+/// What is below this heading, `## Limits`, up to the next of its rank.
 pub fn section<'a>(text: &'a str, heading: &str) -> &'a str {
-    let below = text.split_once(&format!("\n## {heading}\n")).map(|(_, below)| below);
+    let below = text.split_once(&format!("\n{heading}\n")).map(|(_, below)| below);
     let below = below.unwrap_or_else(|| panic!("no heading '{heading}'"));
-    below.split_once("\n## ").map_or(below, |(section, _)| section)
+    let (rank, _) = heading.split_once(' ').expect("its rank and its words");
+    below.split_once(&format!("\n{rank} ")).map_or(below, |(section, _)| section)
 }

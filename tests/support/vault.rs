@@ -64,7 +64,7 @@ impl Vault {
         }
     }
 
-    /// The authority of `start_tls`.
+    /// The authority of `start_tls` and `start_tls_at`.
     pub fn ca_file(&self) -> &Path {
         &self.tls.as_ref().expect("started with start_tls").ca
     }
