@@ -32,6 +32,8 @@ use administrator::Administrator;
 const IMAGE: &str = concat!("registry.example.com/secrets-broker:", env!("CARGO_PKG_VERSION"));
 /// Vault's service in the chart's default configuration.
 const VAULT_SERVICE: &str = "vault.vault.svc";
+/// Where the driver mounts pods' volumes, below the kubelet's root.
+const VOLUMES: &str = "plugins/csi.secrets-broker.io/volumes";
 
 #[test]
 fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_waits() {
@@ -93,6 +95,14 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     // An agent on a host beside them.
     let [login] = shell(section(&readme, "## On a host"), "### 1. A login for the agent");
     administrator.paste(&login);
+
+    // Of a pod that never had its volume nothing stays.
+    administrator.paste("kubectl delete -f pod.yaml --grace-period=1");
+    let volumes = node.kubelet_root().join(VOLUMES);
+    eventually(SOON, "nothing is mounted", || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
+        !mounts.contains(volumes.to_str().expect("a readable path"))
+    });
 }
 
 /// The shell's blocks of a section, as many as the test knows.
