@@ -238,8 +238,16 @@ impl Product {
         let node = self.node();
         let pod = self.pod_name();
         let process = |container: &str| node.container_process(NAMESPACE, &pod, container);
-        let running = containers.iter().map(|name| (*name, process(name).expect("it runs")));
-        let running: Vec<_> = running.collect();
+        let wait_for = |container: &str| {
+            let mut found = None;
+            // Beside a predecessor that has the node's port, an agent starts more than once.
+            eventually(SOON, "the container runs", || {
+                found = process(container);
+                found.is_some()
+            });
+            found.expect("it runs")
+        };
+        let running: Vec<_> = containers.iter().map(|name| (*name, wait_for(name))).collect();
         for (_, id) in &running {
             let id = i32::try_from(*id).ok().and_then(Pid::from_raw).expect("a process id");
             kill_process(id, Signal::KILL).expect("kill it");
