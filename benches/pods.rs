@@ -37,7 +37,7 @@ mod support;
 use cluster::Pod;
 use csi_driver::CsiDriver;
 use fake_vault::{Answer, FakeVault};
-use pod_node::PodNode;
+use pod_node::{PodNode, VAULT};
 use resident::{Memory, processor_time};
 
 const PODS: usize = 110;
@@ -52,13 +52,6 @@ const IDLE_MOST: f64 = 0.5;
 const PAUSE: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(20);
 const CONFIG: &str = r#"
-[sources.vault]
-kind = "vault"
-address = "{vault}"
-role = "agent"
-pod_role = "{namespace}-{serviceaccount}"
-token_file = "{dir}/token"
-mounts = { secret = "kv2" }
 [cache]
 ttl = "1h"
 [limits]
@@ -73,7 +66,7 @@ fn main() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut published = Vec::new();
     let vault = scripted();
-    let config = CONFIG.replace("{vault}", &vault.url());
+    let config = [VAULT, CONFIG].concat().replace("{vault}", &vault.url());
     {
         let node = PodNode::start("warn", &config);
         runtime.block_on(publish_many(&node, "none", &mut published));

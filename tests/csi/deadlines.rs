@@ -7,9 +7,9 @@ use serde_json::json;
 
 use crate::cluster::Pod;
 use crate::fake_vault::{Answer, FakeVault};
-use crate::pod_node::PodNode;
+use crate::pod_node::{PodNode, VAULT};
 use crate::support::process::eventually;
-use crate::{LIMIT, VAULT, leftovers, runtime, with_secrets};
+use crate::{LIMIT, leftovers, runtime, with_secrets};
 
 const SECRET: &[(&str, &str)] = &[("secret", "secret/shop/web#token")];
 const UNAVAILABLE: u32 = 14;

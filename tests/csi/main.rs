@@ -89,17 +89,6 @@ fn with_secrets() -> (TempDir, String) {
     (dir, config)
 }
 
-/// Where pods read as their own service accounts.
-const VAULT: &str = r#"
-[sources.vault]
-kind = "vault"
-address = "{vault}"
-role = "agent"
-pod_role = "{namespace}-{serviceaccount}"
-token_file = "{dir}/token"
-mounts = { secret = "kv2", database = "database" }
-"#;
-
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }

@@ -16,9 +16,9 @@ use crate::cluster::Pod;
 use crate::csi_driver::{CsiDriver, Refused};
 use crate::leaks::{Viewer, leaks, names};
 use crate::pod_cgroups::{container, placing};
-use crate::pod_node::{PodNode, files};
+use crate::pod_node::{PodNode, VAULT, files};
+use crate::runtime;
 use crate::upstream::Upstream;
-use crate::{VAULT, runtime};
 
 const PODS: usize = 200;
 /// To the next pod, in the next namespace where the number ends with 9.

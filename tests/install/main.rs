@@ -20,7 +20,7 @@ use std::time::Duration;
 use markdown::{blocks, section};
 use serde_json::Value;
 use support::node::image::program_with_libraries;
-use support::node::{ADDRESS, CLUSTER_DOMAIN, Node, SOON};
+use support::node::{ADDRESS, CLUSTER_DOMAIN, Node, SOON, mounts_under};
 use support::postgres::Postgres;
 use support::process::{Process, eventually};
 use support::vault::Vault;
@@ -99,10 +99,7 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     // Of a pod that never had its volume nothing stays.
     administrator.paste("kubectl delete -f pod.yaml --grace-period=1");
     let volumes = node.kubelet_root().join(VOLUMES);
-    eventually(SOON, "nothing is mounted", || {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
-        !mounts.contains(volumes.to_str().expect("a readable path"))
-    });
+    eventually(SOON, "nothing is mounted", || mounts_under(&volumes).is_empty());
 }
 
 /// The shell's blocks of a section, as many as the test knows.

@@ -218,16 +218,24 @@ impl Product {
         names.filter_map(|pod| pod["metadata"]["name"].as_str()).map(str::to_owned).collect()
     }
 
-    /// Ends the product's pod at once and waits for its successor; `meanwhile` is looked at until
-    /// then.
+    /// Ends the product's pod at once and waits until it has ended and its successor is ready;
+    /// `meanwhile` is looked at until then.
     pub fn replace_pod(&self, meanwhile: impl Fn()) {
         let node = self.node();
         let before = self.pod_name();
+        let process = |container| node.container_process(NAMESPACE, &before, container);
+        let predecessors = ["agent", "mounter"].map(|name| process(name).expect("it runs"));
         let at_once = ["--namespace", NAMESPACE, "--grace-period=0", "--force"];
         node.kubectl(&[&["delete", "pod", &before], &at_once[..]].concat());
         eventually(SOON, "a successor runs", || {
             meanwhile();
             self.pods().iter().any(|pod| *pod != before)
+        });
+        // The API server forgot it at once. Until it ends it has the node's port, and answers there
+        // when the successor is asked whether it is ready.
+        eventually(SOON, "the predecessor has ended", || {
+            meanwhile();
+            predecessors.iter().all(|id| !Path::new(&format!("/proc/{id}")).exists())
         });
         node.wait_until_ready(NAMESPACE, &self.pod_name());
     }
@@ -238,16 +246,8 @@ impl Product {
         let node = self.node();
         let pod = self.pod_name();
         let process = |container: &str| node.container_process(NAMESPACE, &pod, container);
-        let wait_for = |container: &str| {
-            let mut found = None;
-            // Beside a predecessor that has the node's port, an agent starts more than once.
-            eventually(SOON, "the container runs", || {
-                found = process(container);
-                found.is_some()
-            });
-            found.expect("it runs")
-        };
-        let running: Vec<_> = containers.iter().map(|name| (*name, wait_for(name))).collect();
+        let running = containers.iter().map(|name| (*name, process(name).expect("it runs")));
+        let running: Vec<_> = running.collect();
         for (_, id) in &running {
             let id = i32::try_from(*id).ok().and_then(Pid::from_raw).expect("a process id");
             kill_process(id, Signal::KILL).expect("kill it");

@@ -90,8 +90,8 @@ impl Kubernetes {
     }
 
     /// Who signed the certificate that the API server shows to kubelets.
-    pub fn kubelet_client_ca(&self) -> PathBuf {
-        self.kubelet_client.ca.clone()
+    pub fn kubelet_client_ca(&self) -> &Path {
+        &self.kubelet_client.ca
     }
 
     /// With which service-account tokens are signed.

@@ -40,6 +40,17 @@ pod_uid = "{pod}"
 cgroup_root = "{root}"
 "#;
 
+/// A source where pods read as their own service accounts, to be added with its address.
+pub const VAULT: &str = r#"
+[sources.vault]
+kind = "vault"
+address = "{vault}"
+role = "agent"
+pod_role = "{namespace}-{serviceaccount}"
+token_file = "{dir}/token"
+mounts = { secret = "kv2", database = "database" }
+"#;
+
 /// A running pair.
 pub struct PodNode {
     // Both end before their directory goes.

@@ -131,7 +131,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// What mounts there are at and under a directory, deepest first.
-fn mounts_under(directory: &Path) -> Vec<PathBuf> {
+pub fn mounts_under(directory: &Path) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").expect("read the mount table");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
     let mut under: Vec<PathBuf> = points.filter(|point| point.starts_with(directory)).collect();
