@@ -1,11 +1,13 @@
-//! The only unsafe code: the allocator, wiping and compact, and system calls that no library wraps.
+//! The only unsafe code: the allocator, wiping and compact, and system calls that no library wraps,
+//! with what is asked about the handles they give.
 
 #![expect(unsafe_code, reason = "this file is where it is allowed, each use with its SAFETY")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -85,6 +87,15 @@ pub fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just installed this descriptor for us (close-on-exec) and nobody else
     // knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// Whether the process of a pidfd has exited; it needs not be reaped. Never waits.
+///
+/// One that cannot be asked about counts as exited, since nobody can rely on it any more.
+pub fn has_exited(pidfd: impl AsFd) -> bool {
+    let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut watched, Some(&now)).map_or(true, |ready| ready > 0)
 }
 
 /// The supplementary groups the peer had when it connected (`SO_PEERGROUPS`, Linux 4.13).

@@ -8,12 +8,12 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, epoll};
+use rustix::event::{Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
 
@@ -88,8 +88,8 @@ pub struct Peer {
     placement: Placement,
     /// Looked at on the host only: what runs in a pod is never a user.
     own_user_namespace: bool,
-    /// The text of its cgroup file, unless it runs on the host.
-    cgroup: Option<String>,
+    /// The text of its cgroup file; none where nobody is placed.
+    cgroup: String,
     handle: Handle,
 }
 
@@ -116,18 +116,15 @@ struct PidFd {
 struct Seen {
     placement: Placement,
     own_user_namespace: bool,
-    cgroup: Option<String>,
+    cgroup: String,
 }
 
 impl Seen {
     fn of(process: &Process<'_>, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
         let (placement, cgroup) = process.place(kubelet)?;
         let on_host = placement == Placement::Host;
-        Ok(Self {
-            placement,
-            own_user_namespace: on_host && process.shares_user_namespace()?,
-            cgroup: (!on_host).then_some(cgroup),
-        })
+        let own_user_namespace = on_host && process.shares_user_namespace()?;
+        Ok(Self { placement, own_user_namespace, cgroup })
     }
 }
 
@@ -142,7 +139,7 @@ impl Peer {
         let (seen, handle) = match pidfd {
             Some(pidfd) => {
                 let seen = Seen::of(&Process::connected(pid, pidfd.as_fd()), kubelet);
-                if seen.is_err() && is_readable(pidfd.as_fd()) {
+                if seen.is_err() && sys::has_exited(&pidfd) {
                     return Err(PeerError::Gone);
                 }
                 (seen?, Handle::pid_fd(pidfd))
@@ -173,7 +170,7 @@ impl Peer {
             groups: Vec::new(),
             placement: Placement::Container { reason: "a place that this node cannot tell" },
             own_user_namespace: false,
-            cgroup: None,
+            cgroup: String::new(),
             handle: pidfd(stream)?.map_or(Handle::Nothing, Handle::pid_fd),
         })
     }
@@ -228,7 +225,7 @@ impl Peer {
 
     /// Whether it runs in exactly the agent's own cgroups.
     fn is_at_home(&self) -> Result<bool, PeerError> {
-        self.cgroup.as_ref().map_or(Ok(false), |text| Ok(*text == Process::own().cgroup()?))
+        Ok(self.placement != Placement::Host && self.cgroup == Process::own().cgroup()?)
     }
 
     /// A uid means something only outside of every container, in the agent's own user namespace.
@@ -239,6 +236,11 @@ impl Peer {
             Placement::Pod { .. } => Err(PeerError::InContainer("a Kubernetes pod")),
             Placement::Container { reason } => Err(PeerError::InContainer(reason)),
         }
+    }
+
+    /// What its cgroup file says: its path in every hierarchy.
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
     }
 
     /// Where it runs.
@@ -307,7 +309,7 @@ impl PidFd {
             // Whoever was faster has an equal one.
             let _ = self.epoll.set(epoll);
         }
-        is_readable(self.pidfd.as_fd())
+        sys::has_exited(&self.pidfd)
     }
 
     fn watching_epoll(&self) -> rustix::io::Result<OwnedFd> {
@@ -349,13 +351,6 @@ fn has_event(epoll: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     // As below.
     epoll::wait(epoll, &mut event[..], Some(&now)).map_or(true, |(events, _)| !events.is_empty())
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // An error counts as readable: whoever cannot be watched is treated as gone.
-    rustix::event::poll(&mut fds, Some(&now)).map_or(true, |ready| ready > 0)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::identity::Subject;
 fn peer(uid: u32, placement: Placement, own_user_namespace: bool) -> Peer {
     let own = rustix::process::getpid().as_raw_pid();
     let handle = Handle::ProcDirectory(open_process(own).unwrap(), own);
-    let (groups, cgroup) = (vec![9, 8, 7], None);
+    let (groups, cgroup) = (vec![9, 8, 7], String::new());
     Peer { uid, gid: 7, groups, placement, own_user_namespace, cgroup, handle }
 }
 
@@ -37,10 +37,10 @@ fn a_uid_is_an_identity_only_outside_containers_and_other_namespaces() {
 fn in_the_agents_own_container_root_is_an_operator_and_nobody_is_a_host_user() {
     let inside = Placement::Container { reason: "a test" };
     let cgroup = Process::own().cgroup().unwrap();
-    let beside = Some(format!("{cgroup}/beside"));
+    let beside = format!("{cgroup}/beside");
     let refused = Peer { cgroup: beside, ..peer(0, inside.clone(), false) };
     assert!(refused.identify(Listener::Operator).is_err());
-    let at_home = |uid| Peer { cgroup: Some(cgroup.clone()), ..peer(uid, inside.clone(), false) };
+    let at_home = |uid| Peer { cgroup: cgroup.clone(), ..peer(uid, inside.clone(), false) };
     assert!(at_home(0).identify(Listener::Operator).is_ok());
     assert!(at_home(0).identify(Listener::Host).is_err());
     let other = rustix::process::geteuid().as_raw() + 4242;

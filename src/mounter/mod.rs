@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 mod answer;
 pub mod client;
 mod exchange;
+mod last_peer;
 pub mod listener;
 pub mod local;
 pub mod mounts;

@@ -122,13 +122,14 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// On sockets that are there, or that a connection brings.
+/// On sockets that are there, or that a connection brings, and on the peer's process.
 const PACKETS: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
     libc::SYS_recvfrom,
     libc::SYS_sendmsg,
+    libc::SYS_ppoll,
 ];
 
 const MEMORY: &[i64] =

@@ -6,9 +6,10 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Barrier, Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -18,6 +19,7 @@ use rustix::net::{
 };
 
 use super::answer::answer;
+use super::last_peer::LastPeer;
 use super::mounts::Mounts;
 use super::protocol::{REQUEST_BYTES_MAX, Reply, Request};
 use super::{Failure, sandbox};
@@ -27,6 +29,11 @@ use crate::sys::{self, StopSignals};
 const CONNECTIONS_MAX: usize = 4;
 /// How long a peer may take to send its request, and to take the reply.
 const PEER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stop waits for the agent's end: longer than an agent takes to stop (`stop_grace`,
+/// 20 s), and less than a pod's containers are given (30 s).
+const AGENT_PATIENCE: Duration = Duration::from_secs(25);
+/// How often it looks meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Why the mounter ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -61,14 +68,16 @@ enum End {
     Thread,
 }
 
-/// Enters the sandbox and serves until SIGTERM or SIGINT. Unmounts nothing at the end.
+/// Enters the sandbox and serves until SIGTERM or SIGINT, and then until the agent that asked last
+/// has exited, for 25 s at most; a second signal ends it at once. Unmounts nothing at the end.
 ///
 /// To be called on the process's only thread, which gives up its capabilities.
 pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), ServeError> {
     let signals = StopSignals::block().map_err(ServeError::Start)?;
     sandbox::drop_capabilities().map_err(ServeError::Sandbox)?;
     let (ends, ended) = mpsc::sync_channel(CONNECTIONS_MAX + 1);
-    let shared = Arc::new(Shared { listener, mounts: Mutex::new(mounts), peers });
+    let last_peer = LastPeer::default();
+    let shared = Arc::new(Shared { listener, mounts: Mutex::new(mounts), peers, last_peer });
     let gate = Arc::new(Gate(Barrier::new(CONNECTIONS_MAX + 2)));
     for number in 0..CONNECTIONS_MAX {
         let (shared, gate) = (Arc::clone(&shared), Arc::clone(&gate));
@@ -81,11 +90,9 @@ pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), Serv
     }
     let signals_gate = Arc::clone(&gate);
     start("mounter-signals".to_owned(), move || {
+        let end = Ending(ends);
         signals_gate.wait_here();
-        if let Err(error) = signals.wait() {
-            tracing::error!(%error, "signals cannot be waited for; stopping");
-        }
-        let _main_thread_is_gone = ends.send(End::Signal);
+        pass_on(&signals, &end.0);
     })?;
     gate.wait_for_all();
     // No thread can be started from here on, and none has seen a request yet.
@@ -93,9 +100,42 @@ pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), Serv
     gate.open();
     tracing::info!("serving");
     match ended.recv() {
-        Ok(End::Signal) => Ok(()),
+        Ok(End::Signal) => serve_the_agent_to_its_end(&shared.last_peer, &ended),
         Ok(End::Thread) | Err(_) => Err(ServeError::Ended),
     }
+}
+
+/// Tells the main thread each signal, as long as it is there.
+fn pass_on(signals: &StopSignals, ends: &mpsc::SyncSender<End>) {
+    loop {
+        if let Err(error) = signals.wait() {
+            tracing::error!(%error, "signals cannot be waited for; stopping");
+            return;
+        }
+        if ends.send(End::Signal).is_err() {
+            return;
+        }
+    }
+}
+
+/// The agent is told to stop at the same moment, and takes back what it has begun: a tmpfs without
+/// its files would stay mounted on a node that gets no other agent.
+fn serve_the_agent_to_its_end(
+    agent: &LastPeer,
+    ended: &mpsc::Receiver<End>,
+) -> Result<(), ServeError> {
+    let until = Instant::now() + AGENT_PATIENCE;
+    if agent.is_running() {
+        tracing::info!("stopping after the agent; a second signal stops the mounter now");
+    }
+    while agent.is_running() && Instant::now() < until {
+        match ended.recv_timeout(LOOK_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(End::Signal) => break,
+            Ok(End::Thread) | Err(RecvTimeoutError::Disconnected) => return Err(ServeError::Ended),
+        }
+    }
+    Ok(())
 }
 
 fn start(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
@@ -137,6 +177,7 @@ struct Shared {
     listener: OwnedFd,
     mounts: Mutex<Mounts>,
     peers: Peers,
+    last_peer: LastPeer,
 }
 
 impl Shared {
@@ -176,6 +217,7 @@ impl Shared {
         let request = packet.get(..length).and_then(|packet| Request::decode(packet).ok());
         let (reply, root) = match request {
             Some(request) => {
+                self.last_peer.remember(connection.as_fd());
                 let mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
                 answer(&mounts, &request)
             }

@@ -24,6 +24,8 @@ mod pauses;
 mod pod_cgroups;
 #[path = "../support/pod_node.rs"]
 mod pod_node;
+mod stops;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 mod upstream;

@@ -96,10 +96,11 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     let [login] = shell(section(&readme, "## On a host"), "### 1. A login for the agent");
     administrator.paste(&login);
 
-    // Of a pod that never had its volume nothing stays.
-    administrator.paste("kubectl delete -f pod.yaml --grace-period=1");
-    let volumes = node.kubelet_root().join(VOLUMES);
-    eventually(SOON, "nothing is mounted", || mounts_under(&volumes).is_empty());
+    // The pod waits still: what is begun for it goes with the agent, which has no successor.
+    let uninstall = "helm uninstall secrets-broker -n secrets-broker --cascade foreground --wait";
+    administrator.paste(uninstall);
+    let left = mounts_under(&node.kubelet_root().join(VOLUMES));
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// The shell's blocks of a section, as many as the test knows.

@@ -8,10 +8,12 @@ use std::process::Command;
 use rustix::fs::{Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::process::Signal;
 use secrets_broker::mounter::local::LocalMounter;
 use secrets_broker::mounter::mounts::{Mounts, MountsConfig};
 use secrets_broker::mounter::{Failure, Mounted, Mounter, MounterError, TmpfsSize};
 
+use crate::process::eventually;
 use crate::rig::{self, DRIVER, PATIENCE, Rig, in_own_namespace, key, mount_at, ours, size, write};
 
 pub(crate) fn failure(result: Result<impl Sized, MounterError>) -> Failure {
@@ -125,7 +127,13 @@ fn a_mounter_that_was_killed_finds_its_mounts_again() {
     let token = Path::new(rig.target(&bound).as_str()).join("token");
     assert_eq!(std::fs::read_to_string(&token).unwrap(), "t2");
 
-    // An orderly end unmounts nothing either.
+    // Told to stop, it serves whoever asked last until that one has ended too: this process, the
+    // agent of this test.
+    rig.mounter.signal(Signal::TERM);
+    let mounter = &rig.mounter;
+    eventually(PATIENCE, "it was told", || mounter.stderr().contains("stopping after the agent"));
+    assert_eq!(rig.wait(client.list()).unwrap(), expected);
+    // A second time it ends in order, and unmounts nothing either.
     assert_eq!(rig.mounter.stop(PATIENCE).code(), Some(0));
     assert_eq!((ours().len(), std::fs::read_to_string(&token).unwrap()), (3, "t2".to_owned()));
 }

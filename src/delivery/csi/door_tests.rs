@@ -100,8 +100,9 @@ async fn adopted(rig: &Rig) -> Volumes {
         pods: rig.pods.clone(),
         mounter: Arc::new(Directories { dir: dir.to_owned(), keys }),
         records,
+        work: rig.stop.clone(),
     };
-    let volumes = Volumes::new(shared.into(), rig.stop.clone());
+    let volumes = Volumes::new(shared.into());
     volumes.adopt().await.unwrap();
     volumes
 }

@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::delivery::csi::error::CsiError;
 use crate::domain::VolumeName;
 use crate::source::ErrorClass;
 use crate::status::{VolumeBoard, VolumeStatus};
 
-/// Waits until the volume has a revision, cannot get one, or `patience` is over. Cancel-safe.
+/// Waits until the volume has a revision, cannot get one, `patience` is over, or the agent stops.
+/// Cancel-safe.
 pub(super) async fn first_fill(
     board: &VolumeBoard,
     name: &VolumeName,
     patience: Duration,
+    stop: &CancellationToken,
 ) -> Result<(), CsiError> {
     let mut changes = board.changes();
     let filled = async {
@@ -29,8 +33,9 @@ pub(super) async fn first_fill(
             }
         }
     };
-    match tokio::time::timeout(patience, filled).await {
-        Ok(outcome) => outcome,
+    let until_stopped = stop.run_until_cancelled(filled);
+    match tokio::time::timeout(patience, until_stopped).await {
+        Ok(outcome) => outcome.unwrap_or(Err(CsiError::Stopping)),
         Err(_) => Err(CsiError::Late(board.get(name).map_or_else(
             || "the volume has no status yet".to_owned(),
             |status| obstacles(&status),

@@ -165,8 +165,17 @@ pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyh
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
     let (proof, metrics) = (Arc::clone(&server.proof), server.deps.metrics.clone());
     let audit = server.deps.audit.clone();
-    let shared = Shared { config: config.clone(), files, server, pods, mounter, records, budget };
-    let volumes = Volumes::new(Arc::new(shared), work.clone());
+    let shared = Shared {
+        config: config.clone(),
+        files,
+        server,
+        pods,
+        mounter,
+        records,
+        budget,
+        work: work.clone(),
+    };
+    let volumes = Volumes::new(Arc::new(shared));
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {
         let socket = listen::bind_when_vacant(&config.socket()).await?;

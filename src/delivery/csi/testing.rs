@@ -178,6 +178,7 @@ impl Rig {
             mounter: Arc::clone(&mounter) as Arc<dyn Mounter>,
             records: Records::open(&dir.path().join("state")).unwrap(),
             budget: Budget::new(1024 * 1024, &Metrics::new()),
+            work: CancellationToken::new(),
         });
         Self { shared, mounter, _audit: writer, _broker: task, _dir: dir }
     }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
@@ -99,11 +98,8 @@ impl Volume {
 
     /// Serves commands until the volume is gone, or the agent stops: then everything stays. Who is
     /// to hear that it is gone comes back.
-    pub(super) async fn run(
-        mut self,
-        commands: &mut mpsc::Receiver<Command>,
-        work: CancellationToken,
-    ) -> Option<Reply> {
+    pub(super) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Reply> {
+        let shared = Arc::clone(&self.shared);
         let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
         let unpublished = loop {
             let known = self.known.as_ref();
@@ -113,7 +109,7 @@ impl Volume {
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
-                () = work.cancelled() => break None,
+                () = shared.work.cancelled() => break None,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                     if let Some(known) = &self.known {
@@ -251,7 +247,8 @@ impl Volume {
         self.keep(known).await?;
         // A socket is there at once.
         if let Deliver::Files(_) = known.attributes.deliver {
-            first_fill(&self.shared.files.board, &known.name, patience).await?;
+            let Shared { files, work, .. } = &*self.shared;
+            first_fill(&files.board, &known.name, patience, work).await?;
         }
         if !known.recorded {
             self.write_record(&known.record).await?;

@@ -127,7 +127,7 @@ async fn status_knows_that_a_volumes_task_ended_and_that_its_pod_is_gone() {
         alarm(&rig)
     };
     let alarmed = tokio::select! {
-        _ = volume.run(&mut commands, CancellationToken::new()) => None,
+        _ = volume.run(&mut commands) => None,
         alarmed = ended => alarmed,
     };
     assert!(alarmed.unwrap().starts_with("the volume is not kept"));
@@ -222,7 +222,7 @@ async fn what_cannot_be_taken_back_is_known_and_counted_until_it_can() {
 #[tokio::test(start_paused = true)]
 async fn what_was_left_behind_goes_without_a_call() {
     let rig = Rig::new();
-    let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+    let volumes = Volumes::new(Arc::clone(&rig.shared));
     rig.mounter.fault("bind", Fault::Lost);
     rig.mounter.fail("discard");
     volumes.publish(publish(), claims(pod()), PATIENCE).await.unwrap_err();
@@ -284,7 +284,7 @@ fn restarted(with_record: bool) -> (Rig, Volumes) {
     if with_record {
         rig.shared.records.write(&key, &record()).unwrap();
     }
-    let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+    let volumes = Volumes::new(Arc::clone(&rig.shared));
     (rig, volumes)
 }
 

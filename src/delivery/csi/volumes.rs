@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub(super) mounter: Arc<dyn Mounter>,
     pub(super) records: Records,
     pub(super) budget: Budget,
+    /// Ends every task; also the wait for the secrets of a volume that is new.
+    pub(super) work: CancellationToken,
 }
 
 /// Handle to all volumes. Cheap to clone.
@@ -42,7 +44,6 @@ pub(super) struct Shared {
 pub(super) struct Volumes {
     shared: Arc<Shared>,
     tasks: TaskTracker,
-    work: CancellationToken,
     running: Arc<Mutex<Running>>,
 }
 
@@ -51,8 +52,8 @@ type Running = HashMap<VolumeKey, mpsc::Sender<Command>>;
 
 impl Volumes {
     /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
-    pub(super) fn new(shared: Arc<Shared>, work: CancellationToken) -> Self {
-        Self { shared, tasks: TaskTracker::new(), work, running: Arc::default() }
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, tasks: TaskTracker::new(), running: Arc::default() }
     }
 
     /// Publishes a volume, or brings a published one its pod's new token. Runs to its end also when
@@ -140,7 +141,7 @@ impl Volumes {
     /// all of them end.
     async fn send(&self, key: &VolumeKey, mut command: Command) {
         while let Err(refused) = self.task_of(key).send(command).await {
-            if self.work.is_cancelled() {
+            if self.shared.work.is_cancelled() {
                 return;
             }
             command = refused.0;
@@ -167,12 +168,11 @@ impl Volumes {
     ) -> mpsc::Sender<Command> {
         let (sender, mut commands) = mpsc::channel(COMMANDS_MAX);
         running.insert(key.clone(), sender.clone());
-        let (shared, tasks, work) =
-            (Arc::clone(&self.shared), self.tasks.clone(), self.work.clone());
+        let (shared, tasks) = (Arc::clone(&self.shared), self.tasks.clone());
         let running = Arc::downgrade(&self.running);
         self.tasks.spawn(async move {
-            let Some(unpublished) = volume.run(&mut commands, work.clone()).await else { return };
-            let all = running.upgrade().map(|running| Self { shared, tasks, work, running });
+            let Some(unpublished) = volume.run(&mut commands).await else { return };
+            let all = running.upgrade().map(|running| Self { shared, tasks, running });
             // Before the channel closes, else the next call would think that this panicked.
             if let Some(all) = &all {
                 all.lock().remove(&key);
@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_and_a_failed_call_after_it_cost_a_pod_nothing() {
         let rig = Rig::new();
-        let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+        let volumes = Volumes::new(Arc::clone(&rig.shared));
         let call = || volumes.publish(publish(), claims(pod()), Duration::from_secs(1));
         call().await.unwrap();
         rig.mounter.fault("bind", Fault::Panic);
@@ -276,7 +276,7 @@ mod tests {
         let rig = Rig::new();
         let runtime = tokio::runtime::Handle::current();
         for _ in 0..1000 {
-            let volumes = Volumes::new(Arc::clone(&rig.shared), CancellationToken::new());
+            let volumes = Volumes::new(Arc::clone(&rig.shared));
             let arrived = AtomicU64::new(0);
             let first = || {
                 let _entered = runtime.enter();

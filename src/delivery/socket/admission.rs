@@ -74,13 +74,15 @@ impl Rate {
 }
 
 /// Whose budget a connection takes from: a user's of the host, whatever processes it has, or a
-/// pod's, whatever users it has.
+/// pod's, whatever users it has. Who is neither at this door pays with all others in its cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Payer {
     /// By its number.
     User(u32),
     /// By its uid.
     Pod(PodUid),
+    /// By a hash of its cgroup's paths, which may be long.
+    Cgroup(u64),
 }
 
 /// One caller's budget over all connections.

@@ -1,12 +1,14 @@
 //! The doors: which kind of socket a connection came through, and whom that lets in.
 
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 
 use tokio::net::UnixStream;
 
 use super::admission::Payer;
 use super::node_door::NodeDoor;
 use crate::domain::{Pod, PodUid, VaultRole, VolumeName};
+use crate::identity::cgroup::Placement;
 use crate::identity::peer::{Peer, PeerError};
 use crate::identity::self_test::NodeProof;
 use crate::identity::{Identity, Listener, Subject};
@@ -33,6 +35,31 @@ pub struct PodDoor {
     pub volume: VolumeName,
     /// The Vault role the pod logs in with in place of the configured pattern.
     pub role: Option<VaultRole>,
+}
+
+/// Somebody who is nobody at this door.
+pub(super) struct Nobody {
+    pub(super) why: PeerError,
+    /// Whose budget the look at it takes from, as far as its place is known.
+    pub(super) payer: Option<Payer>,
+}
+
+impl Nobody {
+    fn unseen(why: PeerError) -> Self {
+        Self { why, payer: None }
+    }
+
+    /// A pod pays as itself also where it has no business.
+    fn seen(why: PeerError, peer: &Peer) -> Self {
+        static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let payer = match peer.placement() {
+            Placement::Pod { uid, .. } => Payer::Pod(uid.clone()),
+            Placement::Host | Placement::Container { .. } => {
+                Payer::Cgroup(HASHES.hash_one(peer.cgroup()))
+            }
+        };
+        Self { why, payer: Some(payer) }
+    }
 }
 
 /// Who connected, as far as the kernel says.
@@ -64,22 +91,28 @@ impl Door {
         &self,
         stream: &UnixStream,
         proof: &NodeProof,
-    ) -> Result<(Found, Peer), PeerError> {
+    ) -> Result<(Found, Peer), Nobody> {
         let kubelet = proof.kubelet.as_ref();
         if let (Self::Pod(PodDoor { pod, volume, role }), None) = (self, kubelet) {
-            let peer = Peer::unplaced(stream)?;
+            let peer = Peer::unplaced(stream).map_err(Nobody::unseen)?;
             let identity = Identity::on_own_socket(Arc::clone(pod), volume, role.clone());
             return Ok((Found::Caller(identity), peer));
         }
-        let peer = Peer::of(stream, kubelet)?;
-        let found = match self {
+        let peer = Peer::of(stream, kubelet).map_err(Nobody::unseen)?;
+        match self.identify(&peer) {
+            Ok(found) => Ok((found, peer)),
+            Err(why) => Err(Nobody::seen(why, &peer)),
+        }
+    }
+
+    fn identify(&self, peer: &Peer) -> Result<Found, PeerError> {
+        Ok(match self {
             Self::Operator | Self::Host => Found::Caller(peer.identify(self.listener())?),
             Self::Pod(PodDoor { pod, volume, role }) => {
                 Found::Caller(peer.identify_in_pod(pod, volume, role.clone())?)
             }
             Self::Node(door) => Found::Pod(peer.pod()?.clone(), Arc::clone(door)),
-        };
-        Ok((found, peer))
+        })
     }
 
     /// Its kind, as policy, the audit log and metrics know it.

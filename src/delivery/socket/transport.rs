@@ -17,10 +17,10 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
-use super::admission::{Admission, Admitted};
+use super::admission::{Admission, Admitted, Payer};
 use super::bind::BoundSocket;
 use super::caps::Caps;
-use super::door::{Door, Found};
+use super::door::{Door, Found, Nobody};
 use super::gate::Gated;
 use super::in_turn::InTurn;
 use super::node_door::NodeDoor;
@@ -203,23 +203,38 @@ impl Transport {
         }
     }
 
-    /// Callers without an identity are refused before any user's budget is touched.
+    /// Callers without an identity here touch no user's budget: they have one with their cgroup.
     pub(super) fn let_in(&self, stream: &UnixStream) -> Result<LetIn, Refused> {
-        let found = self.door.find(stream, &self.proof);
-        let (found, peer) = found.map_err(|error| Refused::Nobody(Chain(&error).to_string()))?;
-        let admitted = self.admission.admit(found.payer(), BootInstant::now());
-        let admitted = admitted.ok_or(Refused::TooManyOfCaller)?;
+        let (found, peer) = match self.door.find(stream, &self.proof) {
+            Ok(found) => found,
+            Err(Nobody { why, payer }) => {
+                if let Some(payer) = payer {
+                    self.charge_look(&self.admit(payer)?)?;
+                }
+                return Err(Refused::Nobody(Chain(&why).to_string()));
+            }
+        };
+        let admitted = self.admit(found.payer())?;
         // One door is everybody's: who connects for nothing pays for it all the same.
-        if let Found::Pod(..) = found
-            && admitted.budget().take_request(BootInstant::now()).is_err()
-        {
-            self.metrics.limited.inc();
-            return Err(Refused::TooOften);
+        if let Found::Pod(..) = found {
+            self.charge_look(&admitted)?;
         }
         let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
         Ok(match found {
             Found::Caller(identity) => LetIn::Named(Caller { identity, peer, admitted }),
             Found::Pod(pod, door) => LetIn::Placed(Placed { pod, peer, admitted }, door),
+        })
+    }
+
+    fn admit(&self, payer: Payer) -> Result<Admitted, Refused> {
+        self.admission.admit(payer, BootInstant::now()).ok_or(Refused::TooManyOfCaller)
+    }
+
+    /// Has the caller pay for having been looked at.
+    fn charge_look(&self, admitted: &Admitted) -> Result<(), Refused> {
+        admitted.budget().take_request(BootInstant::now()).map_err(|_| {
+            self.metrics.limited.inc();
+            Refused::TooOften
         })
     }
 

@@ -1,0 +1,55 @@
+//! Callers that are nobody at a pod's socket: each group of them has a budget of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::callers::ask;
+use crate::cluster::Pod;
+use crate::pod_cgroups::{container, placing};
+use crate::pod_node::PodNode;
+use crate::{runtime, with_secrets};
+
+const PER_SECOND: usize = 100;
+
+/// A cgroup of nobody's, which a container engine beside the kubelet's might have made.
+fn elsewhere(name: &str) -> PathBuf {
+    let directory = placing().join("kubepods").join(name);
+    fs::create_dir_all(&directory).expect("make a cgroup");
+    directory
+}
+
+/// The statuses of this many requests, in their order.
+fn statuses(cgroup: PathBuf, socket: &Path, requests: usize) -> Vec<u16> {
+    let paths = vec!["/v1/secret/data/shop/web".to_owned(); requests];
+    ask(cgroup, socket, &paths).iter().map(|reply| reply.status).collect()
+}
+
+#[test]
+fn who_is_refused_spends_its_cgroups_budget_and_nobody_elses() {
+    let (_dir, config) = with_secrets();
+    let limits = format!("[limits]\nrequests_per_second_per_user = {PER_SECOND}\n");
+    let node = PodNode::start("info", &[config, limits].concat());
+    let (pod, other) = (Pod::new("shop", "web-0", "web"), Pod::new("shop", "web-1", "web"));
+    runtime().block_on(async {
+        let driver = node.driver().await;
+        let published = driver.publish(&pod, "door", &[("deliver", "socket")]).await;
+        published.expect("publish the socket");
+    });
+    let socket = node.target(&pod, "door");
+    // Each is one process, whose refused connections cost it its budget.
+    for crowd in [elsewhere("engine-a"), container(&placing(), &other.uid)] {
+        let refused = statuses(crowd, &socket, 10 * PER_SECOND);
+        assert!(refused[..PER_SECOND].iter().all(|status| *status == 403), "{refused:?}");
+        assert!(refused.contains(&429), "a budget without an end");
+        assert!(refused.iter().all(|status| matches!(*status, 403 | 429)), "{refused:?}");
+        assert_eq!(statuses(elsewhere("engine-b"), &socket, 1), [403], "has its own budget");
+        assert_eq!(statuses(container(&placing(), &pod.uid), &socket, 1), [200]);
+    }
+    let hits = node.agent.status()["limits"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|limit| limit["name"] == "requests_per_second_per_user")
+        .and_then(|limit| limit["hits"].as_u64());
+    assert!(hits.is_some_and(|hits| hits > 0), "{hits:?}");
+}
