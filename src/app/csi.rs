@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{CsiSettings, MounterPlace};
 use crate::delivery::socket::Server;
@@ -14,6 +13,7 @@ use crate::mounter::Mounter;
 use crate::mounter::client::MounterClient;
 use crate::mounter::local::LocalMounter;
 use crate::mounter::mounts::{Mounts, MountsConfig};
+use crate::shutdown::Stages;
 
 /// The judge of pods' tokens, where there are any. Reads the kept keys; asks nobody yet.
 pub(super) async fn verifier(settings: Option<&CsiSettings>) -> Option<Verifier> {
@@ -29,12 +29,8 @@ pub(super) struct Parts {
     pub(super) verifier: Verifier,
 }
 
-/// Serves the kubelet until `work` is cancelled.
-pub(super) async fn run(
-    settings: CsiSettings,
-    parts: Parts,
-    work: CancellationToken,
-) -> anyhow::Result<()> {
+/// Serves the kubelet until the stage `work` ends.
+pub(super) async fn run(settings: CsiSettings, parts: Parts, stages: Stages) -> anyhow::Result<()> {
     let Parts { files, server, pods, verifier } = parts;
     let CsiSettings { driver, mounter, .. } = settings;
     let mounter: Arc<dyn Mounter> = match mounter {
@@ -49,5 +45,6 @@ pub(super) async fn run(
             Arc::new(LocalMounter::new(mounts))
         }
     };
-    csi::run(driver, csi::Deps { files, server, pods, mounter, verifier }, work).await
+    let deps = csi::Deps { files, server, pods, mounter, verifier };
+    csi::run(driver, deps, stages).await
 }

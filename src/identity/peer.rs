@@ -243,6 +243,11 @@ impl Peer {
         &self.cgroup
     }
 
+    /// Frees that text once the peer is identified: it may be long, and a connection may last.
+    pub fn forget_cgroup(&mut self) {
+        self.cgroup = String::new();
+    }
+
     /// Where it runs.
     pub fn placement(&self) -> &Placement {
         &self.placement
@@ -349,7 +354,7 @@ fn open_process(pid: i32) -> Result<OwnedFd, PeerError> {
 fn has_event(epoll: &OwnedFd) -> bool {
     let mut event = [MaybeUninit::<epoll::Event>::uninit()];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // As below.
+    // Whoever cannot be watched counts as gone.
     epoll::wait(epoll, &mut event[..], Some(&now)).map_or(true, |(events, _)| !events.is_empty())
 }
 

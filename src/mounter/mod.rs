@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+mod agent_process;
 mod answer;
 pub mod client;
 mod exchange;
-mod last_peer;
 pub mod listener;
 pub mod local;
 pub mod mounts;

@@ -18,8 +18,8 @@ use rustix::net::{
     recv, sendmsg,
 };
 
+use super::agent_process::AgentProcess;
 use super::answer::answer;
-use super::last_peer::LastPeer;
 use super::mounts::Mounts;
 use super::protocol::{REQUEST_BYTES_MAX, Reply, Request};
 use super::{Failure, sandbox};
@@ -29,8 +29,8 @@ use crate::sys::{self, StopSignals};
 const CONNECTIONS_MAX: usize = 4;
 /// How long a peer may take to send its request, and to take the reply.
 const PEER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a stop waits for the agent's end: longer than an agent takes to stop (`stop_grace`,
-/// 20 s), and less than a pod's containers are given (30 s).
+/// How long a stop waits for the agent's end: longer than an agent takes to stop by default
+/// (`stop_grace`, 20 s), and less than a pod's containers are given (at least 26 s).
 const AGENT_PATIENCE: Duration = Duration::from_secs(25);
 /// How often it looks meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -68,7 +68,7 @@ enum End {
     Thread,
 }
 
-/// Enters the sandbox and serves until SIGTERM or SIGINT, and then until the agent that asked last
+/// Enters the sandbox and serves until SIGTERM or SIGINT, and then until the agent that asked
 /// has exited, for 25 s at most; a second signal ends it at once. Unmounts nothing at the end.
 ///
 /// To be called on the process's only thread, which gives up its capabilities.
@@ -76,8 +76,8 @@ pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), Serv
     let signals = StopSignals::block().map_err(ServeError::Start)?;
     sandbox::drop_capabilities().map_err(ServeError::Sandbox)?;
     let (ends, ended) = mpsc::sync_channel(CONNECTIONS_MAX + 1);
-    let last_peer = LastPeer::default();
-    let shared = Arc::new(Shared { listener, mounts: Mutex::new(mounts), peers, last_peer });
+    let agent = AgentProcess::default();
+    let shared = Arc::new(Shared { listener, mounts: Mutex::new(mounts), peers, agent });
     let gate = Arc::new(Gate(Barrier::new(CONNECTIONS_MAX + 2)));
     for number in 0..CONNECTIONS_MAX {
         let (shared, gate) = (Arc::clone(&shared), Arc::clone(&gate));
@@ -100,7 +100,7 @@ pub fn serve(listener: OwnedFd, mounts: Mounts, peers: Peers) -> Result<(), Serv
     gate.open();
     tracing::info!("serving");
     match ended.recv() {
-        Ok(End::Signal) => serve_the_agent_to_its_end(&shared.last_peer, &ended),
+        Ok(End::Signal) => serve_the_agent_to_its_end(&shared.agent, &ended),
         Ok(End::Thread) | Err(_) => Err(ServeError::Ended),
     }
 }
@@ -121,7 +121,7 @@ fn pass_on(signals: &StopSignals, ends: &mpsc::SyncSender<End>) {
 /// The agent is told to stop at the same moment, and takes back what it has begun: a tmpfs without
 /// its files would stay mounted on a node that gets no other agent.
 fn serve_the_agent_to_its_end(
-    agent: &LastPeer,
+    agent: &AgentProcess,
     ended: &mpsc::Receiver<End>,
 ) -> Result<(), ServeError> {
     let until = Instant::now() + AGENT_PATIENCE;
@@ -177,7 +177,7 @@ struct Shared {
     listener: OwnedFd,
     mounts: Mutex<Mounts>,
     peers: Peers,
-    last_peer: LastPeer,
+    agent: AgentProcess,
 }
 
 impl Shared {
@@ -217,7 +217,7 @@ impl Shared {
         let request = packet.get(..length).and_then(|packet| Request::decode(packet).ok());
         let (reply, root) = match request {
             Some(request) => {
-                self.last_peer.remember(connection.as_fd());
+                self.agent.asks(connection.as_fd());
                 let mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
                 answer(&mounts, &request)
             }

@@ -1,5 +1,7 @@
 //! Both containers of the DaemonSet's pod are told to stop at the same moment.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 
 use crate::cluster::Pod;
@@ -9,6 +11,8 @@ use crate::support::process::eventually;
 use crate::{LIMIT, leftovers, runtime, with_secrets};
 
 const UNAVAILABLE: u32 = 14;
+/// Well below the 25 s that a mounter waits for an agent.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// There may be no other agent that would clean up: the chart was uninstalled.
 #[test]
@@ -36,7 +40,7 @@ fn a_stop_in_the_middle_of_a_publish_leaves_nothing_mounted() {
     assert!(refused.message.contains("the agent is stopping"), "{refused:?}");
     assert_eq!(node.agent.process.wait_for_exit(LIMIT).code(), Some(0));
     assert_eq!(leftovers(&kubelet), Vec::<String>::new());
-    assert_eq!(node.mounter.wait_for_exit(LIMIT).code(), Some(0));
+    assert_eq!(node.mounter.wait_for_exit(AT_ONCE).code(), Some(0));
 }
 
 #[test]
@@ -44,6 +48,5 @@ fn a_mounter_whose_agent_is_gone_stops_at_once() {
     let (_dir, config) = with_secrets();
     let mut node = PodNode::start("info", &config);
     node.agent.process.kill();
-    assert_eq!(node.mounter.stop(LIMIT).code(), Some(0));
-    assert!(!node.mounter.stderr().contains("stopping after the agent"));
+    assert_eq!(node.mounter.stop(AT_ONCE).code(), Some(0));
 }

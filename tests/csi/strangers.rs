@@ -9,7 +9,7 @@ use crate::pod_cgroups::{container, placing};
 use crate::pod_node::PodNode;
 use crate::{runtime, with_secrets};
 
-const PER_SECOND: usize = 100;
+const PER_SECOND: usize = 20;
 
 /// A cgroup of nobody's, which a container engine beside the kubelet's might have made.
 fn elsewhere(name: &str) -> PathBuf {
@@ -18,7 +18,7 @@ fn elsewhere(name: &str) -> PathBuf {
     directory
 }
 
-/// The statuses of this many requests, in their order.
+/// The statuses of this many requests of one process, in their order.
 fn statuses(cgroup: PathBuf, socket: &Path, requests: usize) -> Vec<u16> {
     let paths = vec!["/v1/secret/data/shop/web".to_owned(); requests];
     ask(cgroup, socket, &paths).iter().map(|reply| reply.status).collect()
@@ -36,20 +36,14 @@ fn who_is_refused_spends_its_cgroups_budget_and_nobody_elses() {
         published.expect("publish the socket");
     });
     let socket = node.target(&pod, "door");
-    // Each is one process, whose refused connections cost it its budget.
     for crowd in [elsewhere("engine-a"), container(&placing(), &other.uid)] {
-        let refused = statuses(crowd, &socket, 10 * PER_SECOND);
+        let refused = statuses(crowd, &socket, 50 * PER_SECOND);
         assert!(refused[..PER_SECOND].iter().all(|status| *status == 403), "{refused:?}");
         assert!(refused.contains(&429), "a budget without an end");
         assert!(refused.iter().all(|status| matches!(*status, 403 | 429)), "{refused:?}");
-        assert_eq!(statuses(elsewhere("engine-b"), &socket, 1), [403], "has its own budget");
-        assert_eq!(statuses(container(&placing(), &pod.uid), &socket, 1), [200]);
     }
-    let hits = node.agent.status()["limits"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|limit| limit["name"] == "requests_per_second_per_user")
-        .and_then(|limit| limit["hits"].as_u64());
-    assert!(hits.is_some_and(|hits| hits > 0), "{hits:?}");
+    // A whole budget is left to everybody else, which a spent one does not become meanwhile.
+    for (cgroup, status) in [(elsewhere("engine-b"), 403), (container(&placing(), &pod.uid), 200)] {
+        assert_eq!(statuses(cgroup, &socket, PER_SECOND), [status; PER_SECOND]);
+    }
 }

@@ -14,6 +14,7 @@ use crate::delivery::testing::{Rig, get, listed, pod};
 use crate::domain::{PodUid, VolumeName};
 use crate::identity::pods::{FindError, Presence};
 use crate::mounter::{Mounted, Prepared, Target, VolumeKey};
+use crate::shutdown::Stages;
 
 /// Keeps volumes in plain directories.
 struct Directories {
@@ -100,7 +101,7 @@ async fn adopted(rig: &Rig) -> Volumes {
         pods: rig.pods.clone(),
         mounter: Arc::new(Directories { dir: dir.to_owned(), keys }),
         records,
-        work: rig.stop.clone(),
+        stages: Stages { work: rig.stop.clone(), ..Stages::default() },
     };
     let volumes = Volumes::new(shared.into());
     volumes.adopt().await.unwrap();

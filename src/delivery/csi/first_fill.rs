@@ -33,9 +33,16 @@ pub(super) async fn first_fill(
             }
         }
     };
-    let until_stopped = stop.run_until_cancelled(filled);
-    match tokio::time::timeout(patience, until_stopped).await {
-        Ok(outcome) => outcome.unwrap_or(Err(CsiError::Stopping)),
+    let filled = async {
+        // Both arms are cancel-safe. What is complete is not refused by a stop.
+        tokio::select! {
+            biased;
+            outcome = filled => outcome,
+            () = stop.cancelled() => Err(CsiError::Stopping),
+        }
+    };
+    match tokio::time::timeout(patience, filled).await {
+        Ok(outcome) => outcome,
         Err(_) => Err(CsiError::Late(board.get(name).map_or_else(
             || "the volume has no status yet".to_owned(),
             |status| obstacles(&status),

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio_util::sync::CancellationToken;
 
 use crate::delivery::files::{self, FileOwnership, OnProblem, VolumeConfig};
 use crate::delivery::socket::Server;
@@ -28,6 +27,7 @@ use crate::domain::{CsiDriverName, NodeName, SourceName};
 use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
+use crate::shutdown::Stages;
 
 pub mod attributes;
 #[cfg(test)]
@@ -152,29 +152,22 @@ pub struct Deps {
     pub verifier: Verifier,
 }
 
-/// Takes up what a predecessor published, then serves the kubelet until `work` is cancelled. Files
-/// and mounts stay behind.
+/// Takes up what a predecessor published, then serves the kubelet until the stage `work` ends; from
+/// the end of `intake` on no volume is begun. Files and mounts stay behind.
 ///
 /// # Errors
 /// The state directory or a socket cannot be used, or the mounter refuses: the process should end
 /// and be started again.
-pub async fn run(config: CsiConfig, deps: Deps, work: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: CsiConfig, deps: Deps, stages: Stages) -> anyhow::Result<()> {
     let Deps { files, server, pods, mounter, verifier } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
+    let work = stages.work.clone();
     let (proof, metrics) = (Arc::clone(&server.proof), server.deps.metrics.clone());
     let audit = server.deps.audit.clone();
-    let shared = Shared {
-        config: config.clone(),
-        files,
-        server,
-        pods,
-        mounter,
-        records,
-        budget,
-        work: work.clone(),
-    };
+    let shared =
+        Shared { config: config.clone(), files, server, pods, mounter, records, budget, stages };
     let volumes = Volumes::new(Arc::new(shared));
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {

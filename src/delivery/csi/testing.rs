@@ -24,6 +24,7 @@ use crate::mounter::{
     Failure, Mounted, Mounter, MounterError, Prepared, Target, TmpfsSize, VolumeKey,
 };
 use crate::policy::{CompiledPolicy, Policy, PolicyConfig};
+use crate::shutdown::Stages;
 use crate::status::VolumeBoard;
 use crate::telemetry::Metrics;
 
@@ -178,7 +179,7 @@ impl Rig {
             mounter: Arc::clone(&mounter) as Arc<dyn Mounter>,
             records: Records::open(&dir.path().join("state")).unwrap(),
             budget: Budget::new(1024 * 1024, &Metrics::new()),
-            work: CancellationToken::new(),
+            stages: Stages::default(),
         });
         Self { shared, mounter, _audit: writer, _broker: task, _dir: dir }
     }

@@ -109,7 +109,7 @@ impl Volume {
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
-                () = shared.work.cancelled() => break None,
+                () = shared.stages.work.cancelled() => break None,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                     if let Some(known) = &self.known {
@@ -186,6 +186,9 @@ impl Volume {
         claims: &PodClaims,
         patience: Duration,
     ) -> Result<(), CsiError> {
+        if !self.in_use && self.shared.stages.intake.is_cancelled() {
+            return Err(CsiError::Stopping);
+        }
         // The kubelet takes a refusal as final: nothing may be left when it hears one.
         if let Some(left) = self.known.take_if(|_| !self.in_use) {
             self.take_back(left, &publish.target).await.map_err(CsiError::left)?;
@@ -247,8 +250,8 @@ impl Volume {
         self.keep(known).await?;
         // A socket is there at once.
         if let Deliver::Files(_) = known.attributes.deliver {
-            let Shared { files, work, .. } = &*self.shared;
-            first_fill(&files.board, &known.name, patience, work).await?;
+            let Shared { files, stages, .. } = &*self.shared;
+            first_fill(&files.board, &known.name, patience, &stages.intake).await?;
         }
         if !known.recorded {
             self.write_record(&known.record).await?;

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::delivery::files;
@@ -14,6 +13,7 @@ use crate::delivery::socket::Server;
 use crate::identity::pods::PodDirectory;
 use crate::identity::token::PodClaims;
 use crate::mounter::{Mounter, Target, TmpfsSize, VolumeKey};
+use crate::shutdown::Stages;
 use crate::telemetry::{Chain, Hits, Limit, Metrics};
 
 use super::CsiConfig;
@@ -35,8 +35,8 @@ pub(super) struct Shared {
     pub(super) mounter: Arc<dyn Mounter>,
     pub(super) records: Records,
     pub(super) budget: Budget,
-    /// Ends every task; also the wait for the secrets of a volume that is new.
-    pub(super) work: CancellationToken,
+    /// The end of intake ends the wait for a new volume's secrets, that of work every task.
+    pub(super) stages: Stages,
 }
 
 /// Handle to all volumes. Cheap to clone.
@@ -51,7 +51,7 @@ pub(super) struct Volumes {
 type Running = HashMap<VolumeKey, mpsc::Sender<Command>>;
 
 impl Volumes {
-    /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
+    /// Tasks end with the stage `work`; [`Volumes::finished`] waits for them.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, tasks: TaskTracker::new(), running: Arc::default() }
     }
@@ -141,7 +141,7 @@ impl Volumes {
     /// all of them end.
     async fn send(&self, key: &VolumeKey, mut command: Command) {
         while let Err(refused) = self.task_of(key).send(command).await {
-            if self.shared.work.is_cancelled() {
+            if self.shared.stages.work.is_cancelled() {
                 return;
             }
             command = refused.0;

@@ -83,6 +83,8 @@ pub enum Payer {
     Pod(PodUid),
     /// By a hash of its cgroup's paths, which may be long.
     Cgroup(u64),
+    /// With all others whose place cannot be told.
+    Unplaced,
 }
 
 /// One caller's budget over all connections.
@@ -198,17 +200,10 @@ impl Admission {
     /// A place for a connection of this caller, unless it has too many. A quarter of the places are
     /// for pods that have none: a few pods that take all they can leave the others theirs.
     pub fn admit(&self, payer: Payer, now: BootInstant) -> Option<Admitted> {
-        let mut payers = self.payers.lock().unwrap_or_else(PoisonError::into_inner);
-        if payers.len() >= CALLERS_MAX && !payers.contains_key(&payer) {
-            // A caller whose budget is untouched is indistinguishable from one never seen.
-            payers.retain(|_, budget| {
-                budget.connections.load(Ordering::Relaxed) > 0 || !budget.requests.is_full(now)
-            });
-        }
-        let new = || Arc::new(Budget::new(Arc::clone(&self.caps)));
         let scarce = matches!(payer, Payer::Pod(_))
             && self.connections.available_permits() < self.places / FIRST_PLACES;
-        let budget = payers.entry(payer).or_insert_with(new);
+        let mut payers = self.payers.lock().unwrap_or_else(PoisonError::into_inner);
+        let budget = self.entry(&mut payers, payer, now);
         let held = budget.connections.load(Ordering::Relaxed);
         if held >= self.caps.limits.connections_per_user || (scarce && held > 0) {
             self.caps.connections.count();
@@ -216,6 +211,27 @@ impl Admission {
         }
         budget.connections.fetch_add(1, Ordering::Relaxed);
         Some(Admitted(budget.clone()))
+    }
+
+    /// What somebody may ask for who is not let in.
+    pub fn budget(&self, payer: Payer, now: BootInstant) -> Arc<Budget> {
+        let mut payers = self.payers.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(self.entry(&mut payers, payer, now))
+    }
+
+    fn entry<'a>(
+        &self,
+        payers: &'a mut HashMap<Payer, Arc<Budget>>,
+        payer: Payer,
+        now: BootInstant,
+    ) -> &'a Arc<Budget> {
+        if payers.len() >= CALLERS_MAX && !payers.contains_key(&payer) {
+            // A caller whose budget is untouched is indistinguishable from one never seen.
+            payers.retain(|_, budget| {
+                budget.connections.load(Ordering::Relaxed) > 0 || !budget.requests.is_full(now)
+            });
+        }
+        payers.entry(payer).or_insert_with(|| Arc::new(Budget::new(Arc::clone(&self.caps))))
     }
 }
 

@@ -40,13 +40,14 @@ pub struct PodDoor {
 /// Somebody who is nobody at this door.
 pub(super) struct Nobody {
     pub(super) why: PeerError,
-    /// Whose budget the look at it takes from, as far as its place is known.
-    pub(super) payer: Option<Payer>,
+    /// Whose budget the look at it takes from.
+    pub(super) payer: Payer,
 }
 
 impl Nobody {
+    /// Its place is not known, which may be its own doing.
     fn unseen(why: PeerError) -> Self {
-        Self { why, payer: None }
+        Self { why, payer: Payer::Unplaced }
     }
 
     /// A pod pays as itself also where it has no business.
@@ -58,7 +59,7 @@ impl Nobody {
                 Payer::Cgroup(HASHES.hash_one(peer.cgroup()))
             }
         };
-        Self { why, payer: Some(payer) }
+        Self { why, payer }
     }
 }
 
@@ -98,9 +99,12 @@ impl Door {
             let identity = Identity::on_own_socket(Arc::clone(pod), volume, role.clone());
             return Ok((Found::Caller(identity), peer));
         }
-        let peer = Peer::of(stream, kubelet).map_err(Nobody::unseen)?;
+        let mut peer = Peer::of(stream, kubelet).map_err(Nobody::unseen)?;
         match self.identify(&peer) {
-            Ok(found) => Ok((found, peer)),
+            Ok(found) => {
+                peer.forget_cgroup();
+                Ok((found, peer))
+            }
             Err(why) => Err(Nobody::seen(why, &peer)),
         }
     }

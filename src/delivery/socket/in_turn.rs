@@ -88,7 +88,44 @@ impl Lately {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::admission::Admission;
+    use super::super::caps::Caps;
+    use super::super::door::{Door, PodDoor};
     use super::*;
+    use crate::delivery::socket::Limits;
+    use crate::delivery::testing::pod;
+    use crate::identity::ProofStrength;
+    use crate::identity::kubelet_cgroup::KubeletCgroup;
+    use crate::identity::self_test::NodeProof;
+    use crate::telemetry::Metrics;
+
+    /// A pod's door, at which the test's process is nobody, wherever it runs.
+    fn transport() -> Transport {
+        let metrics = Metrics::new();
+        let limits = Limits { requests_per_second_per_user: 3, ..Limits::default() };
+        let caps = Caps::new(limits, &metrics);
+        let admission = Admission::new("connections", 8, &caps, &metrics);
+        let kubelet = Some(KubeletCgroup::configured("/nobodys/kubepods").unwrap());
+        let strength = ProofStrength::PidFd;
+        let proof = Arc::new(NodeProof { strength, limit: None, kubelet });
+        let door = PodDoor { pod: Arc::new(pod()), volume: "web".parse().unwrap(), role: None };
+        Transport { door: Door::Pod(door), proof, admission, caps, metrics }
+    }
+
+    #[tokio::test]
+    async fn who_is_nobody_too_often_is_not_looked_at_for_a_moment() {
+        let (transport, mut in_turn) = (transport(), InTurn::default());
+        let mut told = Vec::new();
+        for _ in 0..5 {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let looked = in_turn.look(&transport, &ours).await;
+            told.push(looked.map(|found| found.err().map(|refused| refused.reason())));
+        }
+        let (nobody, too_often) = (Some("identity"), Some("requests_per_second_per_user"));
+        assert_eq!(told, [Some(nobody), Some(nobody), Some(nobody), Some(too_often), None]);
+    }
 
     fn at(millis: u64) -> BootInstant {
         BootInstant::from_nanos(millis * 1_000_000)

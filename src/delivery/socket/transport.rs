@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Noted, Patience, Phase, Watchdog, Watched};
-use super::admission::{Admission, Admitted, Payer};
+use super::admission::{Admission, Admitted, Budget};
 use super::bind::BoundSocket;
 use super::caps::Caps;
 use super::door::{Door, Found, Nobody};
@@ -205,19 +205,18 @@ impl Transport {
 
     /// Callers without an identity here touch no user's budget: they have one with their cgroup.
     pub(super) fn let_in(&self, stream: &UnixStream) -> Result<LetIn, Refused> {
+        let now = BootInstant::now();
         let (found, peer) = match self.door.find(stream, &self.proof) {
             Ok(found) => found,
             Err(Nobody { why, payer }) => {
-                if let Some(payer) = payer {
-                    self.charge_look(&self.admit(payer)?)?;
-                }
+                self.charge_look(&self.admission.budget(payer, now), now)?;
                 return Err(Refused::Nobody(Chain(&why).to_string()));
             }
         };
-        let admitted = self.admit(found.payer())?;
+        let admitted = self.admission.admit(found.payer(), now).ok_or(Refused::TooManyOfCaller)?;
         // One door is everybody's: who connects for nothing pays for it all the same.
         if let Found::Pod(..) = found {
-            self.charge_look(&admitted)?;
+            self.charge_look(admitted.budget(), now)?;
         }
         let (peer, admitted) = (Arc::new(peer), Arc::new(admitted));
         Ok(match found {
@@ -226,13 +225,9 @@ impl Transport {
         })
     }
 
-    fn admit(&self, payer: Payer) -> Result<Admitted, Refused> {
-        self.admission.admit(payer, BootInstant::now()).ok_or(Refused::TooManyOfCaller)
-    }
-
     /// Has the caller pay for having been looked at.
-    fn charge_look(&self, admitted: &Admitted) -> Result<(), Refused> {
-        admitted.budget().take_request(BootInstant::now()).map_err(|_| {
+    fn charge_look(&self, budget: &Budget, now: BootInstant) -> Result<(), Refused> {
+        budget.take_request(now).map_err(|_| {
             self.metrics.limited.inc();
             Refused::TooOften
         })
