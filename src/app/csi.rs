@@ -6,14 +6,15 @@ use anyhow::Context;
 
 use crate::config::{CsiSettings, MounterPlace};
 use crate::delivery::socket::Server;
-use crate::delivery::{csi, files};
+use crate::delivery::csi::{self, Begun};
+use crate::delivery::files;
 use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::Mounter;
 use crate::mounter::client::MounterClient;
 use crate::mounter::local::LocalMounter;
 use crate::mounter::mounts::{Mounts, MountsConfig};
-use crate::shutdown::Stages;
+use crate::shutdown::{Stage, Stages, Supervisor};
 
 /// The judge of pods' tokens, where there are any. Reads the kept keys; asks nobody yet.
 pub(super) async fn verifier(settings: Option<&CsiSettings>) -> Option<Verifier> {
@@ -29,8 +30,25 @@ pub(super) struct Parts {
     pub(super) verifier: Verifier,
 }
 
-/// Serves the kubelet until the stage `work` ends.
-pub(super) async fn run(settings: CsiSettings, parts: Parts, stages: Stages) -> anyhow::Result<()> {
+/// Has the kubelet served; a stop waits for volumes that are being published.
+pub(super) fn spawn(
+    settings: CsiSettings,
+    parts: Parts,
+    stages: &Stages,
+    supervisor: &mut Supervisor,
+) {
+    let begun = Begun::default();
+    let settled = begun.clone().settled(stages.intake.clone());
+    supervisor.spawn("new volumes", Stage::Intake, settled);
+    supervisor.spawn("csi", Stage::Work, run(settings, parts, begun, stages.clone()));
+}
+
+async fn run(
+    settings: CsiSettings,
+    parts: Parts,
+    begun: Begun,
+    stages: Stages,
+) -> anyhow::Result<()> {
     let Parts { files, server, pods, verifier } = parts;
     let CsiSettings { driver, mounter, .. } = settings;
     let mounter: Arc<dyn Mounter> = match mounter {
@@ -45,6 +63,6 @@ pub(super) async fn run(settings: CsiSettings, parts: Parts, stages: Stages) -> 
             Arc::new(LocalMounter::new(mounts))
         }
     };
-    let deps = csi::Deps { files, server, pods, mounter, verifier };
+    let deps = csi::Deps { files, server, pods, mounter, verifier, begun };
     csi::run(driver, deps, stages).await
 }

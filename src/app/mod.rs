@@ -124,7 +124,7 @@ impl App {
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         if let (Some(settings), Some(verifier)) = (config.csi, verifier) {
             let parts = csi::Parts { files: volumes, server, pods: directory, verifier };
-            supervisor.spawn("csi", Stage::Work, csi::run(settings, parts, stages.clone()));
+            csi::spawn(settings, parts, &stages, &mut supervisor);
         }
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
     }

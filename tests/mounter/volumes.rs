@@ -127,8 +127,7 @@ fn a_mounter_that_was_killed_finds_its_mounts_again() {
     let token = Path::new(rig.target(&bound).as_str()).join("token");
     assert_eq!(std::fs::read_to_string(&token).unwrap(), "t2");
 
-    // Told to stop, it serves whoever asked last until that one has ended too: this process, the
-    // agent of this test.
+    // Told to stop, it serves its agent until that one has ended too: here it is this process.
     rig.mounter.signal(Signal::TERM);
     let mounter = &rig.mounter;
     eventually(PATIENCE, "it was told", || mounter.stderr().contains("stopping after the agent"));

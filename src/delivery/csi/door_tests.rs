@@ -101,6 +101,7 @@ async fn adopted(rig: &Rig) -> Volumes {
         pods: rig.pods.clone(),
         mounter: Arc::new(Directories { dir: dir.to_owned(), keys }),
         records,
+        begun: Begun::default(),
         stages: Stages { work: rig.stop.clone(), ..Stages::default() },
     };
     let volumes = Volumes::new(shared.into());

@@ -2,20 +2,16 @@
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::delivery::csi::error::CsiError;
 use crate::domain::VolumeName;
 use crate::source::ErrorClass;
 use crate::status::{VolumeBoard, VolumeStatus};
 
-/// Waits until the volume has a revision, cannot get one, `patience` is over, or the agent stops.
-/// Cancel-safe.
+/// Waits until the volume has a revision, cannot get one, or `patience` is over. Cancel-safe.
 pub(super) async fn first_fill(
     board: &VolumeBoard,
     name: &VolumeName,
     patience: Duration,
-    stop: &CancellationToken,
 ) -> Result<(), CsiError> {
     let mut changes = board.changes();
     let filled = async {
@@ -31,14 +27,6 @@ pub(super) async fn first_fill(
             if changes.changed().await.is_err() {
                 return Err(CsiError::Stopping);
             }
-        }
-    };
-    let filled = async {
-        // Both arms are cancel-safe. What is complete is not refused by a stop.
-        tokio::select! {
-            biased;
-            outcome = filled => outcome,
-            () = stop.cancelled() => Err(CsiError::Stopping),
         }
     };
     match tokio::time::timeout(patience, filled).await {

@@ -7,11 +7,6 @@ use crate::status::ItemStatus;
 
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// An agent that does not stop.
-fn running() -> CancellationToken {
-    CancellationToken::new()
-}
-
 fn name() -> VolumeName {
     "shop".parse().unwrap()
 }
@@ -57,8 +52,7 @@ async fn a_revision_ends_the_wait_whenever_it_comes() {
         tokio::task::yield_now().await;
         later.publish(status(Some("r1"), None));
     });
-    let running = running();
-    let (filled, ()) = tokio::join!(first_fill(&board, &name, PATIENCE, &running), wait);
+    let (filled, ()) = tokio::join!(first_fill(&board, &name, PATIENCE), wait);
     assert!(filled.is_ok());
 }
 
@@ -67,13 +61,13 @@ async fn what_waiting_cannot_change_fails_at_once_and_an_outage_at_the_deadline(
     for class in [ErrorClass::Denied, ErrorClass::NotFound, ErrorClass::InvalidRequest] {
         let board = VolumeBoard::default();
         board.publish(status(None, Some(class)));
-        let failed = first_fill(&board, &name(), PATIENCE, &running()).await.unwrap_err();
+        let failed = first_fill(&board, &name(), PATIENCE).await.unwrap_err();
         assert!(matches!(&failed, CsiError::Secret { class: c, .. } if *c == class), "{failed}");
         assert!(failed.to_string().contains("token of 'vault:kv/a'"), "{failed}");
     }
     let board = VolumeBoard::default();
     board.publish(status(None, Some(ErrorClass::Unreachable)));
-    let late = first_fill(&board, &name(), Duration::from_secs(1), &running()).await.unwrap_err();
+    let late = first_fill(&board, &name(), Duration::from_secs(1)).await.unwrap_err();
     assert!(late.to_string().contains("as the test wants"), "{late}");
 }
 
@@ -84,16 +78,6 @@ async fn secrets_that_fit_no_file_fail_the_volume() {
     broken.items[0].state = "fresh";
     broken.alarm = Some("the secret has no key 'token'".to_owned());
     board.publish(broken);
-    let failed = first_fill(&board, &name(), PATIENCE, &running()).await.unwrap_err();
+    let failed = first_fill(&board, &name(), PATIENCE).await.unwrap_err();
     assert!(failed.to_string().contains("no key 'token'"), "{failed}");
-}
-
-#[tokio::test]
-async fn a_stop_ends_the_wait() {
-    let (board, stop) = (VolumeBoard::default(), running());
-    board.publish(status(None, None));
-    let later = async { stop.cancel() };
-    let (name, patience) = (name(), PATIENCE);
-    let (ended, ()) = tokio::join!(first_fill(&board, &name, patience, &stop), later);
-    assert!(matches!(ended, Err(CsiError::Stopping)), "{ended:?}");
 }

@@ -10,6 +10,7 @@
 //! | [`kept`] | what runs for a volume: its files' task, or its socket's |
 //! | [`pod_socket`] | a volume that holds a socket for its pod |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
+//! | [`begun`] | what a stop waits for |
 //! | [`records`] | what a successor finds |
 //!
 //! The call is believed only through the pod's token in it. Mounting is the mounter's; the files
@@ -30,6 +31,7 @@ use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
 use crate::shutdown::Stages;
 
 pub mod attributes;
+mod begun;
 #[cfg(test)]
 mod door_tests;
 mod error;
@@ -64,6 +66,7 @@ mod proto {
     }
 }
 
+pub use begun::Begun;
 pub use request::WRITABLE;
 pub use roles::{TenantRole, TenantRoleError, check_role};
 
@@ -150,24 +153,35 @@ pub struct Deps {
     pub mounter: Arc<dyn Mounter>,
     /// Judges pods' tokens.
     pub verifier: Verifier,
+    /// Counts new volumes for whoever stops the agent.
+    pub begun: Begun,
 }
 
-/// Takes up what a predecessor published, then serves the kubelet until the stage `work` ends; from
-/// the end of `intake` on no volume is begun. Files and mounts stay behind.
+/// Takes up what a predecessor published, then serves the kubelet until `work` is cancelled; once
+/// `intake` is, no volume is begun. Files and mounts stay behind.
 ///
 /// # Errors
 /// The state directory or a socket cannot be used, or the mounter refuses: the process should end
 /// and be started again.
 pub async fn run(config: CsiConfig, deps: Deps, stages: Stages) -> anyhow::Result<()> {
-    let Deps { files, server, pods, mounter, verifier } = deps;
+    let Deps { files, server, pods, mounter, verifier, begun } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
     let work = stages.work.clone();
     let (proof, metrics) = (Arc::clone(&server.proof), server.deps.metrics.clone());
     let audit = server.deps.audit.clone();
-    let shared =
-        Shared { config: config.clone(), files, server, pods, mounter, records, budget, stages };
+    let shared = Shared {
+        config: config.clone(),
+        files,
+        server,
+        pods,
+        mounter,
+        records,
+        budget,
+        begun,
+        stages,
+    };
     let volumes = Volumes::new(Arc::new(shared));
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {

@@ -30,6 +30,7 @@ use crate::telemetry::Metrics;
 
 use super::CsiConfig;
 use super::attributes::Attributes;
+use super::begun::Begun;
 use super::records::{Records, VolumeRecord};
 use super::request::Publish;
 use super::volumes::{Budget, Shared};
@@ -179,6 +180,7 @@ impl Rig {
             mounter: Arc::clone(&mounter) as Arc<dyn Mounter>,
             records: Records::open(&dir.path().join("state")).unwrap(),
             budget: Budget::new(1024 * 1024, &Metrics::new()),
+            begun: Begun::default(),
             stages: Stages::default(),
         });
         Self { shared, mounter, _audit: writer, _broker: task, _dir: dir }

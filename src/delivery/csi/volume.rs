@@ -186,6 +186,7 @@ impl Volume {
         claims: &PodClaims,
         patience: Duration,
     ) -> Result<(), CsiError> {
+        let _begun = (!self.in_use).then(|| self.shared.begun.one());
         if !self.in_use && self.shared.stages.intake.is_cancelled() {
             return Err(CsiError::Stopping);
         }
@@ -250,14 +251,26 @@ impl Volume {
         self.keep(known).await?;
         // A socket is there at once.
         if let Deliver::Files(_) = known.attributes.deliver {
-            let Shared { files, stages, .. } = &*self.shared;
-            first_fill(&files.board, &known.name, patience, &stages.intake).await?;
+            // What is complete is not refused by a stop.
+            tokio::select! {
+                biased;
+                filled = first_fill(&self.shared.files.board, &known.name, patience) => filled?,
+                () = self.stop_of_new_volumes() => return Err(CsiError::Stopping),
+            }
         }
         if !known.recorded {
             self.write_record(&known.record).await?;
             known.recorded = true;
         }
         Ok(self.shared.mounter.bind(&self.key, target).await?)
+    }
+
+    /// Waits until the agent stops; of a volume that a pod uses, for ever.
+    async fn stop_of_new_volumes(&self) {
+        match self.in_use {
+            true => std::future::pending().await,
+            false => self.shared.stages.intake.cancelled().await,
+        }
     }
 
     /// Has the tmpfs made or found and keeps its files, or answers on its socket, unless that is

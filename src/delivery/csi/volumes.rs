@@ -17,6 +17,7 @@ use crate::shutdown::Stages;
 use crate::telemetry::{Chain, Hits, Limit, Metrics};
 
 use super::CsiConfig;
+use super::begun::Begun;
 use super::error::CsiError;
 use super::records::Records;
 use super::request::Publish;
@@ -35,7 +36,8 @@ pub(super) struct Shared {
     pub(super) mounter: Arc<dyn Mounter>,
     pub(super) records: Records,
     pub(super) budget: Budget,
-    /// The end of intake ends the wait for a new volume's secrets, that of work every task.
+    pub(super) begun: Begun,
+    /// A stop: `intake` ends the wait for a new volume's secrets, `work` every task.
     pub(super) stages: Stages,
 }
 
@@ -51,7 +53,7 @@ pub(super) struct Volumes {
 type Running = HashMap<VolumeKey, mpsc::Sender<Command>>;
 
 impl Volumes {
-    /// Tasks end with the stage `work`; [`Volumes::finished`] waits for them.
+    /// Tasks end when `work` is cancelled; [`Volumes::finished`] waits for them.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, tasks: TaskTracker::new(), running: Arc::default() }
     }
