@@ -5,9 +5,9 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::{CsiSettings, MounterPlace};
-use crate::delivery::socket::Server;
 use crate::delivery::csi::{self, Begun};
 use crate::delivery::files;
+use crate::delivery::socket::Server;
 use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::Mounter;
