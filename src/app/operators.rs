@@ -90,7 +90,7 @@ impl OperatorApi for Operators {
         as_id: Option<&str>,
     ) -> Result<Box<RawValue>, Refusal> {
         let (report, volumes) = self.seen_by(viewer).await?;
-        let secret = self.secret(path, &report).await?;
+        let secret = self.secret(path, viewer, &report).await?;
         let identities = match (viewer, as_id) {
             (Viewer::Caller(identity), _) => vec![(identity.to_string(), identity.clone())],
             (Viewer::Operator, Some(id)) => {
@@ -192,11 +192,21 @@ impl Operators {
 
     /// The canonical reference. In an outage a mount of kind `auto` may not be known yet: then
     /// whichever reading is cached is meant, else the path as it is written.
-    async fn secret(&self, path: &str, report: &Report) -> Result<SecretRef, Refusal> {
+    async fn secret(
+        &self,
+        path: &str,
+        viewer: &Viewer,
+        report: &Report,
+    ) -> Result<SecretRef, Refusal> {
         let (source, path) = self.source_and_path(path);
         let spelling: Spelling =
             path.parse().map_err(|error| Refusal::bad_request(format!("{error}")))?;
-        let resolved = self.broker.resolve(&source, &LoginIdentity::Agent, &spelling).await;
+        // What a workload asks is asked in its own name.
+        let login = match viewer {
+            Viewer::Operator => LoginIdentity::Agent,
+            Viewer::Caller(identity) => self.policy.probing_login(identity, &source),
+        };
+        let resolved = self.broker.resolve(&source, &login, &spelling).await;
         match resolved {
             Ok(secret) => Ok(secret),
             Err(ResolveError::Read(error @ ReadError::NoMount { .. })) => {

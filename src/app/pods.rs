@@ -1,6 +1,7 @@
 //! The pod directory's wiring: its task, and policy that follows it.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +11,10 @@ use crate::identity::pods::{
 };
 use crate::policy::Policy;
 use crate::shutdown::{Stage, Stages, Supervisor};
+
+/// The pause between two rounds of new decisions: whoever may label one pod can do so all the time,
+/// and each change is everybody's.
+const CHANGES_TOGETHER: Duration = Duration::from_secs(1);
 
 /// The directory, with its task where there is one to run. An agent that sees the node's processes
 /// is told as which pod.
@@ -50,11 +55,13 @@ async fn run(
     }
 }
 
+/// A change counts at once, one that follows it within [`CHANGES_TOGETHER`] with those after it.
 async fn follow(directory: &PodDirectory, policy: &Policy) -> Infallible {
     let mut changes = directory.changes();
     // The directory lives as long as this borrow of it, so there is always somebody who tells.
     while changes.changed().await.is_ok() {
         policy.labels_changed();
+        tokio::time::sleep(CHANGES_TOGETHER).await;
     }
     std::future::pending().await
 }

@@ -31,11 +31,22 @@ pub(super) struct MounterArgs {
     /// Log level: trace, debug, info, warn, error.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+    /// Log format: text or json.
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = log_format)]
+    log_format: LogFormat,
+}
+
+fn log_format(text: &str) -> Result<LogFormat, &'static str> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("give text or json"),
+    }
 }
 
 /// Serves until SIGTERM or SIGINT. Every mount outlives it.
 pub(super) fn mounter(args: MounterArgs, hardened: &Hardened) -> anyhow::Result<ExitCode> {
-    telemetry::init_logging(&args.log, LogFormat::Text)?;
+    telemetry::init_logging(&args.log, args.log_format)?;
     for failure in hardened.failures() {
         tracing::warn!("{failure}");
     }

@@ -89,7 +89,7 @@ fn non_empty(field: &crate::config::field::Field) -> Option<String> {
 
 fn volume_size(section: &Section) -> Option<TmpfsSize> {
     let bytes = section.size("volume_size", 1 << 20);
-    let inodes = u64::from(section.count("volume_inodes", 128));
+    let inodes = u64::from(section.count("volume_inodes", 512));
     match TmpfsSize::new(bytes, inodes) {
         Ok(size) => Some(size),
         Err(error) => {

@@ -68,10 +68,12 @@ pub(super) fn causes(report: &Report, volumes: &[VolumeStatus], facts: &Facts) -
 }
 
 /// Whether a secret is not as somebody who holds it expects. A refused read that nobody holds an
-/// interest in (a mistyped path) is the reader's trouble, not the agent's.
+/// interest in (a mistyped path) is the reader's trouble, not the agent's; a value that nobody
+/// holds any more is not refreshed when its `ttl` is over.
 pub(super) fn is_in_trouble(secret: &SecretReport) -> bool {
     match secret.state {
-        "stale" | "expired" => true,
+        "stale" => !secret.consumers.is_empty() || secret.problem.is_some(),
+        "expired" => true,
         "denied" | "not-found" | "failed" => !secret.consumers.is_empty(),
         _ => secret.problem.is_some(),
     }
@@ -101,7 +103,8 @@ fn session(session: &SessionReport) -> Option<Cause> {
     }
     Some(Cause::new(
         format!("no session with source {} ({}): {error}", session.source, session.purpose),
-        "compare role, auth_mount and token_file with Vault's Kubernetes auth method",
+        "compare the role (role of the source, for pods pod_role), auth_mount and the token's \
+         audience with Vault's Kubernetes auth method",
     ))
 }
 
@@ -119,8 +122,13 @@ fn secret(secret: &SecretReport, now: BootInstant) -> Cause {
     );
     let path = &name.path;
     let to_do = match problem.class {
-        ErrorClass::Denied => format!("give the agent's Vault policy the right to read {path}"),
-        ErrorClass::NotFound => format!("write {path} again, or remove it from the configuration"),
+        ErrorClass::Denied => format!(
+            "let the Vault policy of the login that reads it (the agent's, or the role of its \
+             pods' service account) permit {path}"
+        ),
+        ErrorClass::NotFound => {
+            format!("write {path} again, or remove it from the configuration or the pod's manifest")
+        }
         ErrorClass::InvalidRequest => {
             format!("look at the role or back end behind {path} in Vault")
         }
@@ -139,10 +147,16 @@ fn volume(volume: &VolumeStatus) -> Vec<Cause> {
         .iter()
         .map(|alarm| Cause { message: format!("volume {name}: {alarm}"), to_do: None });
     let forbidden = volume.items.iter().filter(|item| item.state == "forbidden").map(|item| {
-        Cause::new(
-            format!("volume {name}: no rule permits {} (file {})", item.secret, item.file),
-            format!("add a grant with who = {{ volume = \"{name}\" }}, or remove the item"),
-        )
+        let to_do = if name.is_of_pod() {
+            "add a grant for the pod's namespace and service account, or remove the item from the \
+             pod's manifest"
+                .to_owned()
+        } else {
+            format!("add a grant with who = {{ volume = \"{name}\" }}, or remove the item")
+        };
+        let message =
+            format!("volume {name}: no rule permits {} (file {})", item.secret, item.file);
+        Cause::new(message, to_do)
     });
     alarm.chain(forbidden).collect()
 }

@@ -127,7 +127,7 @@ fn on_recovery(report: &Report, now: BootInstant) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for source in report.sources.iter().filter(|source| !source.reachable) {
         let when = source.next_attempt.map_or_else(
-            || "is tried again by itself".to_owned(),
+            || "is tried again with the next read or renewal".to_owned(),
             |at| format!("is tried again by itself, next in {}", Human(now.until(at))),
         );
         lines.push(format!("source {} {when}", source.name));

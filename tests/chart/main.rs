@@ -95,6 +95,7 @@ fn values_that_would_not_work_are_refused_with_their_name() {
         ("metrics.port=80", "port"),
         ("terminationGracePeriodSeconds=5", "terminationGracePeriodSeconds"),
         ("priorityClass.value=2000000000", "value"),
+        ("agent.extraEnv[0].value=nameless", "extraEnv"),
         ("config=", "config"),
         ("config=[sources.vault]\n[agent]", "the chart writes these itself"),
         ("config=[sources.vault]\n[sockets.host]", "the chart writes these itself"),
@@ -141,6 +142,28 @@ fn rights_follow_how_tokens_are_judged_and_pods_are_known() {
     };
     assert!(config(&with_pods).contains("\n[pods]\ndirectory = \"apiserver\"\n\n[csi]\n"));
     assert!(!config(&[]).contains("[pods]"));
+}
+
+#[test]
+fn what_the_configuration_names_besides_is_the_agents_alone() {
+    let objects = rendered(&[
+        "--set=agent.extraEnv[0].name=CLUSTER,agent.extraEnv[0].value=blue",
+        "--set=agent.extraVolumes[0].name=policy,agent.extraVolumes[0].configMap.name=policy",
+        "--set=agent.extraVolumeMounts[0].name=policy,agent.extraVolumeMounts[0].mountPath=/policy",
+        "--set=priorityClass.create=false",
+    ]);
+    assert_eq!(violations(&objects), Vec::<String>::new());
+    let pod = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"];
+    let named = |list: &Value, name: &str| {
+        list.as_array().into_iter().flatten().any(|entry| entry["name"] == name)
+    };
+    assert!(named(&pod["volumes"], "policy"), "{pod:#}");
+    for container in pod["containers"].as_array().expect("containers") {
+        let is_agent = container["name"] == "agent";
+        assert_eq!(named(&container["env"], "CLUSTER"), is_agent, "{container:#}");
+        assert_eq!(named(&container["volumeMounts"], "policy"), is_agent, "{container:#}");
+    }
+    assert!(pod["priorityClassName"].is_null() && of_kind(&objects, "PriorityClass").is_empty());
 }
 
 #[test]

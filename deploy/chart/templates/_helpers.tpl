@@ -26,7 +26,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "secrets-broker.priorityClassName" -}}
-{{ .Values.priorityClass.name | default (include "secrets-broker.name" .) }}
+{{- with .Values.priorityClass -}}
+{{- if or .create .name -}}
+{{ .name | default (include "secrets-broker.name" $) }}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{/* In a directory that the mounter makes for itself, on a volume of the two containers alone. */}}

@@ -17,6 +17,8 @@ use crate::source::{ErrorClass, SourceError};
 
 /// A static credential whose rotation is imminent is asked for again after this.
 const ROTATION_POLL: Duration = Duration::from_secs(1);
+/// What there is no room for is asked for again after this at the earliest.
+const ROOM_RETRY_MIN: Duration = Duration::from_secs(5);
 
 impl State {
     /// Starts a fetch if nothing is going on: now if a session is live, else once it is.
@@ -113,11 +115,14 @@ impl State {
         self.discard_new(entry, held);
         let message = ReadError::Full { limit }.to_string();
         self.set_problem(entry, ErrorClass::InvalidRequest, message);
+        // Each attempt may make a credential that has no room either.
+        let attempts = entry.problem.as_ref().map_or(1, |problem| problem.attempts);
+        let pause = ROOM_RETRY_MIN + backoff_delay(attempts, &mut self.rng);
         for waiter in std::mem::take(&mut entry.waiters) {
             let refused = Answer::Refused(ReadError::Full { limit });
             self.answer(waiter.id, refused);
         }
-        entry.retry_at = Some(self.now + Duration::from_secs(5));
+        entry.retry_at = Some(self.now + pause);
     }
 
     fn discard_new(&mut self, entry: &mut Entry, held: Held) {

@@ -30,6 +30,15 @@ pub enum CsiError {
         /// The budget.
         limit: u64,
     },
+    /// The pod has all the volumes that it may have.
+    #[error(
+        "the pod has {limit} volumes of this driver already; put several secrets into one volume, \
+         as items"
+    )]
+    TooManyOfPod {
+        /// The cap.
+        limit: usize,
+    },
     /// The mounter did not do it.
     #[error("the volume cannot be mounted")]
     Mounter(#[from] MounterError),
@@ -76,7 +85,7 @@ impl CsiError {
             }
             Self::Invalid(_) | Self::Different => Code::InvalidArgument,
             Self::Token(_) => Code::Unauthenticated,
-            Self::Full { .. } => Code::ResourceExhausted,
+            Self::Full { .. } | Self::TooManyOfPod { .. } => Code::ResourceExhausted,
             Self::Mounter(_) | Self::Root(_) | Self::Socket(_) | Self::Record(_) => Code::Internal,
             Self::Secret { class: ErrorClass::Denied, .. } => Code::PermissionDenied,
             Self::Secret { class: ErrorClass::NotFound, .. } => Code::NotFound,

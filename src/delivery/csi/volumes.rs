@@ -26,6 +26,8 @@ use super::volume::{Command, Reply, Volume};
 /// Commands that may wait for one volume's task: the kubelet has one call per volume under way, and
 /// repeats what it gave up.
 const COMMANDS_MAX: usize = 4;
+/// Volumes of one pod: each takes of the memory that all pods of the node share.
+const VOLUMES_OF_POD_MAX: usize = 16;
 
 /// What every volume's task works with.
 pub(super) struct Shared {
@@ -67,8 +69,19 @@ impl Volumes {
         patience: Duration,
     ) -> Result<(), CsiError> {
         let key = publish.target.key().clone();
+        self.check_room_of_pod(&key)?;
         let publish = Box::new(publish);
         self.ask(&key, |reply| Command::Publish { publish, claims, patience, reply }).await
+    }
+
+    fn check_room_of_pod(&self, key: &VolumeKey) -> Result<(), CsiError> {
+        let running = self.lock();
+        let others = running.keys().filter(|other| other.pod == key.pod && *other != key).count();
+        if others < VOLUMES_OF_POD_MAX || running.contains_key(key) {
+            return Ok(());
+        }
+        self.shared.budget.of_pod.count();
+        Err(CsiError::TooManyOfPod { limit: VOLUMES_OF_POD_MAX })
     }
 
     /// Takes a volume away; one that is not there is away. Runs to its end also when the future is
@@ -200,6 +213,8 @@ pub(super) struct Budget {
     limit: u64,
     used: Arc<AtomicU64>,
     refused: Hits,
+    /// Refused since the pod had too many.
+    of_pod: Hits,
 }
 
 /// A part of the budget, given back when it is dropped.
@@ -212,12 +227,14 @@ impl Budget {
     /// Has it shown in status and metrics; call once per process.
     pub(super) fn new(limit: u64, metrics: &Metrics) -> Self {
         let (used, refused) = (Arc::<AtomicU64>::default(), Hits::default());
+        let of_pod = Hits::default();
+        metrics.watch_each("volumes_per_pod", VOLUMES_OF_POD_MAX, &of_pod);
         let (watched, hits) = (Arc::clone(&used), refused.clone());
         metrics.watch_limit(move || {
             let used = Some(watched.load(Ordering::Relaxed));
             Limit { name: "volume_bytes_total", used, cap: limit, hits: hits.total() }
         });
-        Self { limit, used, refused }
+        Self { limit, used, refused, of_pod }
     }
 
     pub(super) fn reserve(&self, size: TmpfsSize) -> Result<Reservation, CsiError> {
@@ -274,6 +291,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pod_has_a_bounded_number_of_volumes_and_keeps_those_it_has() {
+        let rig = Rig::new();
+        let volumes = Volumes::new(Arc::clone(&rig.shared));
+        let key = |number: usize| format!("{}~v{number}", target().key().pod).parse().unwrap();
+        for number in 0..VOLUMES_OF_POD_MAX {
+            volumes.task_of(&key(number));
+        }
+        let call = || volumes.publish(publish(), claims(pod()), Duration::from_secs(1));
+        let refused = call().await;
+        assert!(matches!(refused, Err(CsiError::TooManyOfPod { .. })), "{refused:?}");
+        assert_eq!(rig.shared.budget.of_pod.total(), 1);
+        volumes.lock().remove(&key(0));
+        call().await.unwrap();
+        volumes.task_of(&key(0));
+        call().await.expect("the kubelet brings a token");
+    }
+
+    #[tokio::test]
     async fn calls_at_the_same_time_have_one_task() {
         let rig = Rig::new();
         let runtime = tokio::runtime::Handle::current();
@@ -304,7 +339,7 @@ mod tests {
         let shown = |used, hits| {
             let limit =
                 Limit { name: "volume_bytes_total", used: Some(used), cap: 256 * 1024, hits };
-            assert_eq!(metrics.limits(), [limit]);
+            assert!(metrics.limits().contains(&limit), "{:?}", metrics.limits());
         };
         let size = TmpfsSize::new(100 * 1024, 64).unwrap();
         let first = budget.reserve(size).ok().unwrap();

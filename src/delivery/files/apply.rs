@@ -63,10 +63,13 @@ fn failed(what: &'static str) -> impl FnOnce(Errno) -> ApplyError {
 }
 
 /// Opens below a directory, never through a link and never out of it.
+///
+/// Never waits either: whoever owns a file of a volume may hold a lease on it (`F_SETLEASE`), and
+/// an open that breaks the lease would take 45 s, each time. It answers `EAGAIN` in place of that.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-    openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve)
+    openat2(dir, path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, mode, resolve)
 }
 
 /// Publishes a revision: all of it, or nothing has changed.

@@ -112,9 +112,12 @@ impl Publisher {
         for name in apply::list(root, &revision)? {
             let print = match apply::read(root, &revision, &name) {
                 Ok(file) => self.prints.of(&file.content, file.ownership),
-                // Another owner's alone: whether it changed is not known, so it is written again.
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => self.prints.unknown(),
-                Err(error) => return Err(error),
+                // Another owner's alone, or held back by a lease of its owner's: whether it changed
+                // is not known, so it is written again.
+                Err(error) => match error.kind() {
+                    ErrorKind::PermissionDenied | ErrorKind::WouldBlock => self.prints.unknown(),
+                    _ => return Err(error),
+                },
             };
             files.insert(name, print);
         }

@@ -119,7 +119,7 @@ pub enum Readers {
 pub struct Found {
     /// Files that somebody had open.
     pub read: usize,
-    /// Files and directories kept because they are mounted elsewhere or still read.
+    /// Files and directories kept because they are mounted elsewhere, still read or leased.
     pub kept: usize,
 }
 
@@ -184,7 +184,14 @@ fn wipe_file(
     readers: Readers,
     found: &mut Found,
 ) -> io::Result<()> {
-    let file = open_writable(dir, name)?;
+    let file = match open_writable(dir, name) {
+        // Somebody holds a lease, which this has begun to end.
+        Err(Errno::AGAIN) => {
+            found.kept += 1;
+            return Ok(());
+        }
+        opened => opened?,
+    };
     let leased = match sys::take_write_lease(file.as_fd()) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -107,3 +107,24 @@ fn what_the_mounter_knows_to_be_mounted_elsewhere_is_kept() {
     assert!(!path.join("d").exists());
     drop(dir);
 }
+
+/// An open that breaks a lease waits 45 s unless it says that it does not.
+#[test]
+fn a_lease_on_a_file_holds_nobody_up_and_its_file_is_wiped_once_it_ends() {
+    let (_dir, root, name, path) = retired();
+    let leased = OwnedFd::from(File::open(path.join("a")).unwrap());
+    crate::sys::take_write_lease(leased.as_fd()).unwrap();
+    let began = std::time::Instant::now();
+    let file = "a".parse().unwrap();
+    let read = super::super::apply::read(root.dir.as_fd(), &name, &file).map(drop);
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    let mut wiper = Wiper::default();
+    wiper.retire(name, at(0), GRACE);
+    let deadline = at(30) + GRACE * DEADLINE_GRACES;
+    assert!(wiper.run(&root, at(30)).is_some() && wiper.run(&root, deadline).is_some());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(!path.join("d").exists() && path.join("a").exists());
+    drop(leased);
+    assert_eq!(wiper.run(&root, deadline + Duration::from_secs(5)), None);
+    assert!(!path.exists());
+}
