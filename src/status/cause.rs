@@ -103,8 +103,8 @@ fn session(session: &SessionReport) -> Option<Cause> {
     }
     Some(Cause::new(
         format!("no session with source {} ({}): {error}", session.source, session.purpose),
-        "compare the role (role of the source, for pods pod_role), auth_mount and the token's \
-         audience with Vault's Kubernetes auth method",
+        "compare the role (role of the source, for pods pod_role), auth_mount and the token \
+         (token_file; its audience) with Vault's Kubernetes auth method",
     ))
 }
 

@@ -96,21 +96,10 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     let [login] = shell(section(&readme, "## On a host"), "### 1. A login for the agent");
     administrator.paste(&login);
 
+    // Of a pod that never had its volume nothing stays.
     administrator.paste("kubectl delete -f pod.yaml --grace-period=1");
-    uninstall_while_a_pod_waits(&administrator, &node, &vault);
-}
-
-/// What is begun for the pod goes with the agent, which has no successor.
-fn uninstall_while_a_pod_waits(administrator: &Administrator, node: &Node, vault: &Vault) {
     let volumes = node.kubelet_root().join(VOLUMES);
     eventually(SOON, "nothing is mounted", || mounts_under(&volumes).is_empty());
-    vault.pause();
-    administrator.paste("kubectl apply -f pod.yaml");
-    eventually(SOON, "a volume is begun", || !mounts_under(&volumes).is_empty());
-    let uninstall = "helm uninstall secrets-broker -n secrets-broker --cascade foreground --wait";
-    administrator.paste(uninstall);
-    let left = mounts_under(&volumes);
-    assert!(left.is_empty(), "{left:?}");
 }
 
 /// The shell's blocks of a section, as many as the test knows.

@@ -188,7 +188,7 @@ fn a_withdrawn_policy_denies_on_the_socket_keeps_the_files_says_why_and_heals() 
         "{status:#}"
     );
     let to_do = &status["outlook"]["to_do"];
-    assert!(to_do.to_string().contains("the right to read secret/data/shop/web"), "{to_do}");
+    assert!(to_do.to_string().contains("permit secret/data/shop/web"), "{to_do}");
 
     rig.bed.write_policy(POLICY);
     rig.bed.vault.put_kv2("shop/web", json!({ "colour": "green" }));

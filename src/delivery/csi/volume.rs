@@ -45,6 +45,9 @@ pub(super) enum Command {
 /// Where the caller waits.
 pub(super) type Reply = oneshot::Sender<Result<(), CsiError>>;
 
+/// Who is to hear of a task's last command, and what.
+pub(super) type Last = (Reply, Result<(), CsiError>);
+
 /// Owns one volume.
 pub(super) struct Volume {
     shared: Arc<Shared>,
@@ -96,12 +99,12 @@ impl Volume {
         outcome
     }
 
-    /// Serves commands until the volume is gone, or the agent stops: then everything stays. Who is
-    /// to hear that it is gone comes back.
-    pub(super) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Reply> {
+    /// Serves commands until nothing of the volume is left, or the agent stops: then everything
+    /// stays. Who is to hear of the command that left nothing comes back, with its outcome.
+    pub(super) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Last> {
         let shared = Arc::clone(&self.shared);
         let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
-        let unpublished = loop {
+        let last = loop {
             let known = self.known.as_ref();
             let is_kept = |known: &Known| known.is_kept() || known.is_released;
             let to_do = known.is_some_and(|known| !self.in_use || !is_kept(known));
@@ -124,6 +127,9 @@ impl Volume {
                         let outcome = self.publish(*publish, &claims, patience).await;
                         if outcome.is_ok() {
                             pods.volume_published(&pod, self.key.volume.as_str());
+                        } else if !self.in_use && self.known.is_none() {
+                            // After a final refusal the kubelet may never come again.
+                            break Some((reply, outcome));
                         }
                         // A caller that is gone asks again.
                         let _ = reply.send(outcome);
@@ -132,7 +138,7 @@ impl Volume {
                         let outcome = self.unpublish(&target).await;
                         if outcome.is_ok() {
                             pods.volume_unpublished(&pod, self.key.volume.as_str());
-                            break Some(reply);
+                            break Some((reply, outcome));
                         }
                         let _ = reply.send(outcome);
                     }
@@ -143,7 +149,7 @@ impl Volume {
             // The files' task finishes the swap it is in.
             kept.stop().await;
         }
-        unpublished
+        last
     }
 
     /// Its pod is gone, whether or not the kubelet knows already.

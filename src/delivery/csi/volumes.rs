@@ -51,7 +51,8 @@ pub(super) struct Volumes {
     running: Arc<Mutex<Running>>,
 }
 
-/// A task takes itself out when its volume is gone. One that is here and closed panicked.
+/// A task takes itself out when nothing of its volume is left. One that is here and closed has
+/// panicked.
 type Running = HashMap<VolumeKey, mpsc::Sender<Command>>;
 
 impl Volumes {
@@ -186,14 +187,14 @@ impl Volumes {
         let (shared, tasks) = (Arc::clone(&self.shared), self.tasks.clone());
         let running = Arc::downgrade(&self.running);
         self.tasks.spawn(async move {
-            let Some(unpublished) = volume.run(&mut commands).await else { return };
+            let Some((caller, outcome)) = volume.run(&mut commands).await else { return };
             let all = running.upgrade().map(|running| Self { shared, tasks, running });
             // Before the channel closes, else the next call would think that this panicked.
             if let Some(all) = &all {
                 all.lock().remove(&key);
             }
             // A caller that is gone asks again.
-            let _ = unpublished.send(Ok(()));
+            let _ = caller.send(outcome);
             // What came meanwhile is about the next volume of this key.
             commands.close();
             while let (Some(all), Some(command)) = (&all, commands.recv().await) {

@@ -246,7 +246,12 @@ fn carry(
 ) -> Result<(), ApplyError> {
     match read(root, old, name) {
         Ok(file) => write_file(revision, name, &file.content, file.ownership),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock
+            ) =>
+        {
             let parent = make_parent(revision, name)?;
             let parent = parent.as_ref().map_or(revision, AsFd::as_fd);
             let from = format!("{old}/{name}");

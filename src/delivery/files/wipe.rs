@@ -102,7 +102,10 @@ fn finish(
 
 /// Wipes a revision that was never published.
 pub fn wipe_unseen(root: BorrowedFd<'_>, revision: &RevisionName) -> io::Result<()> {
-    wipe(root, revision, &Mounted::default(), Readers::Ignore).map(drop)
+    match wipe(root, revision, &Mounted::default(), Readers::Ignore)?.kept {
+        0 => Ok(()),
+        kept => Err(io::Error::other(format!("{kept} files are held by leases"))),
+    }
 }
 
 /// Whether files that somebody has open are spared.

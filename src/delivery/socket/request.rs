@@ -236,12 +236,14 @@ fn only(method: &Method, allowed: &[Method], route: Route) -> Result<Route, Refu
 fn version(query: Option<&str>) -> Result<Option<NonZeroU64>, Refusal> {
     let refusal = || {
         Refusal::bad_request(
-            "the only query parameter is 'version', once, with a positive whole number",
+            "the only query parameter is 'version', once, with a positive whole number and no \
+             zeros before it",
         )
     };
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
     let digits = query.strip_prefix("version=").ok_or_else(refusal)?;
-    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    // Targets are remembered as they are written: a number has one spelling.
+    if digits.starts_with('0') || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(refusal());
     }
     digits.parse().map(Some).map_err(|_| refusal())

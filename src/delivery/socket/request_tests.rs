@@ -89,6 +89,7 @@ fn everything_else_is_refused_with_a_status_that_says_why() {
         ("GET", "/v1/sys/internal/ui/mounts/secret/../x", 400),
         // Queries.
         ("GET", "/v1/secret/data/a?version=0", 400),
+        ("GET", "/v1/secret/data/a?version=03", 400),
         ("GET", "/v1/secret/data/a?version=", 400),
         ("GET", "/v1/secret/data/a?version=-1", 400),
         ("GET", "/v1/secret/data/a?version=%2b1", 400),

@@ -21,9 +21,7 @@ use crate::identity::Listener;
 use crate::policy::{Authorized, Denied};
 
 /// Decisions remembered per connection; a caller that asks for more is decided about again.
-const MEMOS_MAX: usize = 64;
-/// Longer request targets are not remembered: a caller has many connections.
-const MEMO_TARGET_BYTES_MAX: usize = 256;
+const MEMOS_MAX: usize = 128;
 /// Headers whose memory is kept while a connection is idle.
 const HEADERS_USUAL: usize = 24;
 /// How long a decision waits for the labels of a pod that is not known yet.
@@ -226,9 +224,6 @@ impl Connection {
         namespace: Option<String>,
         now: BootInstant,
     ) {
-        if target.len() > MEMO_TARGET_BYTES_MAX {
-            return;
-        }
         let served = Served::new(
             self.deps.audit.clone(),
             self.deps.audit_per_read,

@@ -34,8 +34,8 @@ pub(super) async fn login_agent(
     let subject = subject(config, &config.role);
     let call = Call::new(Operation::Login, &subject);
     let jwt = service_account_token(&config.token_file).await.map_err(|problem| {
-        // What is cached stays good, and the kubelet may yet write the file.
-        SourceError::not_asked(format!("{call}: {problem}"))
+        // No answer of Vault's: what is cached stays good, and the kubelet may yet write the file.
+        SourceError::new(ErrorClass::Unreachable, format!("{call}: {problem}"))
     })?;
     login(client, config, &subject, &config.role, &jwt).await
 }
