@@ -56,6 +56,8 @@ pub(super) struct Volume {
     in_use: bool,
     /// Of a volume that is not in use: what could not be taken away yet.
     known: Option<Known>,
+    /// Something of it is on the node that this process does not know more about.
+    is_left: bool,
     /// Its line in status, while its record is not understood.
     not_understood: Option<VolumeName>,
     retry_in: Duration,
@@ -68,6 +70,7 @@ impl Volume {
             key,
             in_use: false,
             known: None,
+            is_left: false,
             not_understood: None,
             retry_in: RETRY_FIRST,
         }
@@ -127,7 +130,7 @@ impl Volume {
                         let outcome = self.publish(*publish, &claims, patience).await;
                         if outcome.is_ok() {
                             pods.volume_published(&pod, self.key.volume.as_str());
-                        } else if !self.in_use && self.known.is_none() {
+                        } else if !self.in_use && self.known.is_none() && !self.is_left {
                             // After a final refusal the kubelet may never come again.
                             break Some((reply, outcome));
                         }
@@ -307,6 +310,7 @@ impl Volume {
             Some(known) => self.take_away(known).await,
             // Nothing of it is in this process.
             None => {
+                self.is_left = true;
                 self.remove(None).await?;
                 if let Some(name) = self.not_understood.take() {
                     self.shared.files.board.remove(&name);

@@ -144,8 +144,10 @@ pub fn discard(volume: &DeclaredVolume) -> Result<(), MountError> {
 /// Wipes every revision and takes away every entry of ours, whoever still has them open.
 pub fn clear(root: BorrowedFd<'_>) -> io::Result<()> {
     apply::link(root, &BTreeSet::new()).map_err(io::Error::other)?;
+    // What is in the way of one does not spare the others.
+    let mut wiped = Ok(());
     for revision in apply::revisions(root)? {
-        wipe::wipe_unseen(root, &revision)?;
+        wiped = wiped.and(wipe::wipe_unseen(root, &revision));
     }
     for entry in ["..data", "..data_tmp", status_file::NAME] {
         match unlinkat(root, entry, AtFlags::empty()) {
@@ -153,7 +155,7 @@ pub fn clear(root: BorrowedFd<'_>) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(())
+    wiped
 }
 
 fn own(path: &Path, options: &str, directory_mode: u32) -> Result<Root, MountError> {

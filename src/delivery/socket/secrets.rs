@@ -21,7 +21,7 @@ use crate::identity::Listener;
 use crate::policy::{Authorized, Denied};
 
 /// Decisions remembered per connection; a caller that asks for more is decided about again.
-const MEMOS_MAX: usize = 128;
+const MEMOS_MAX: usize = 112;
 /// Headers whose memory is kept while a connection is idle.
 const HEADERS_USUAL: usize = 24;
 /// How long a decision waits for the labels of a pod that is not known yet.
@@ -233,7 +233,8 @@ impl Connection {
         );
         let mut memos = self.memos();
         if memos.len() >= MEMOS_MAX {
-            memos.clear();
+            // Its memory too: a caller may have many connections.
+            *memos = Memos::default();
         }
         let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
         memos.insert(
