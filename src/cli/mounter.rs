@@ -37,11 +37,8 @@ pub(super) struct MounterArgs {
 }
 
 fn log_format(text: &str) -> Result<LogFormat, &'static str> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("give text or json"),
-    }
+    let named = LogFormat::NAMES.into_iter().find(|(name, _)| *name == text);
+    named.map(|(_, format)| format).ok_or("give text or json")
 }
 
 /// Serves until SIGTERM or SIGINT. Every mount outlives it.

@@ -27,11 +27,10 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 pub(super) fn agent(root: &Section) -> AgentConfig {
     let section = root.section("agent");
-    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let config = AgentConfig {
         runtime_dir: section.path("runtime_dir", "/run/secrets-broker"),
         log: section.choice("log", "info", &LEVELS).to_owned(),
-        log_format: section.choice("log_format", LogFormat::Text, &formats),
+        log_format: section.choice("log_format", LogFormat::Text, &LogFormat::NAMES),
         stop_grace: section.positive_duration("stop_grace", Duration::from_secs(20)),
     };
     section.finish();

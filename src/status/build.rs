@@ -291,7 +291,9 @@ mod tests {
             view.headline
         );
         let to_do = view.outlook.unwrap().to_do;
-        assert!(to_do[0].contains("Vault policy") && to_do[0].contains("secret/data/shop/web"));
+        let policy = "let the Vault policy of the login that reads it (the agent's, or the role of \
+                      its pods' service account) permit secret/data/shop/web";
+        assert_eq!(to_do, [policy]);
         assert_eq!(view.deadlines.len(), 1);
     }
 

@@ -32,6 +32,11 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// Their names, in the configuration and on the command line.
+    pub const NAMES: [(&str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
+}
+
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {

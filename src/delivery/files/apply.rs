@@ -182,6 +182,11 @@ pub fn read(
     Ok(FileOnVolume { content, ownership })
 }
 
+/// Whether a file could not be read because it is its owner's alone, or under a lease of its own.
+pub fn is_kept_from_us(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock)
+}
+
 /// Names in a directory, without `.` and `..`; names that are not UTF-8 are not ours.
 pub fn entries(dir: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
@@ -246,12 +251,7 @@ fn carry(
 ) -> Result<(), ApplyError> {
     match read(root, old, name) {
         Ok(file) => write_file(revision, name, &file.content, file.ownership),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock
-            ) =>
-        {
+        Err(error) if is_kept_from_us(&error) => {
             let parent = make_parent(revision, name)?;
             let parent = parent.as_ref().map_or(revision, AsFd::as_fd);
             let from = format!("{old}/{name}");

@@ -3,7 +3,6 @@
 //! Synchronous and told the time, so that it cannot be dropped half way and tests need no waiting.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,12 +111,9 @@ impl Publisher {
         for name in apply::list(root, &revision)? {
             let print = match apply::read(root, &revision, &name) {
                 Ok(file) => self.prints.of(&file.content, file.ownership),
-                // Another owner's alone, or held back by a lease of its owner's: whether it changed
-                // is not known, so it is written again.
-                Err(error) => match error.kind() {
-                    ErrorKind::PermissionDenied | ErrorKind::WouldBlock => self.prints.unknown(),
-                    _ => return Err(error),
-                },
+                // Whether it changed is not known, so it is written again.
+                Err(error) if apply::is_kept_from_us(&error) => self.prints.unknown(),
+                Err(error) => return Err(error),
             };
             files.insert(name, print);
         }
