@@ -129,10 +129,21 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
-/// The user id of whoever connected to the other end of a Unix socket (`SO_PEERCRED`).
+/// Who connected to the other end of a Unix socket, at that moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Its process, as this one's pid namespace numbers it; 0 if it is not seen from there.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// Who connected to the other end of a Unix socket (`SO_PEERCRED`).
 ///
 /// Unlike safe wrappers this one copes with a peer in another pid namespace, whose pid reads as 0.
-pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<PeerCredentials> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
     let expected = length;
@@ -146,8 +157,9 @@ pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
             &raw mut length,
         )
     };
+    let libc::ucred { pid, uid, gid } = credentials;
     match result {
-        0 if length == expected => Ok(credentials.uid),
+        0 if length == expected => Ok(PeerCredentials { pid, uid, gid }),
         0 => Err(io::Error::other("the kernel gave no credentials")),
         _ => Err(io::Error::last_os_error()),
     }

@@ -64,13 +64,9 @@ fn serve(limits: Limits) -> Server {
     let socket = BoundSocket::bind(&place(&path)).unwrap();
     let (metrics, stop) = (Metrics::new(), CancellationToken::new());
     let caps = Caps::new(limits, &metrics);
-    let transport = Transport {
-        door: Door::Host,
-        proof: Arc::new(NodeProof::not_asked()),
-        admission: Admission::new("connections", limits.connections, &caps, &metrics),
-        caps,
-        metrics: metrics.clone(),
-    };
+    let proof = Arc::new(NodeProof::not_asked());
+    let admission = Admission::new("connections", limits.connections, &caps, &metrics);
+    let transport = Transport::new(Door::Host, proof, admission, caps, metrics.clone());
     let slow = Arc::new(Notify::new());
     let begun = Arc::clone(&slow);
     let run = transport.run(socket, stop.clone(), move |caller: LetIn| {

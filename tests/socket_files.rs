@@ -27,7 +27,7 @@ async fn a_socket_is_put_into_an_open_directory_wherever_that_has_gone() {
     let metadata = std::fs::symlink_metadata(&path).unwrap();
     assert!(metadata.file_type().is_socket() && metadata.mode() & 0o777 == 0o660);
     let connected = UnixStream::connect(&path);
-    let (connected, accepted) = tokio::join!(connected, socket.listener().accept());
+    let (connected, accepted) = tokio::join!(connected, socket.accept());
     assert!(connected.is_ok() && accepted.is_ok());
     assert_eq!(std::fs::read_dir(&after).unwrap().count(), 1);
     drop(socket);

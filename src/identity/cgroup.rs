@@ -45,10 +45,11 @@ pub(super) struct Line<'a> {
 /// must agree; none may hint at another container; and a hierarchy that holds the agent's own pod
 /// must hold the peer's.
 pub fn placement(text: &str, kubelet: Option<&KubeletCgroup>) -> Placement {
-    let Some(lines) = lines(text) else { return UNREADABLE };
-    let (mut pod, mut in_pod) = (None, Vec::new());
-    for line in &lines {
-        match place(line, kubelet) {
+    let (mut pod, mut in_pod, mut empty) = (None, Vec::new(), true);
+    for line in each_line(text) {
+        let Some(line) = line else { return UNREADABLE };
+        empty = false;
+        match place(&line, kubelet) {
             Place::Outside => {}
             Place::Doubtful(reason) => return Placement::Container { reason },
             Place::Pod(uid, container) => {
@@ -60,7 +61,9 @@ pub fn placement(text: &str, kubelet: Option<&KubeletCgroup>) -> Placement {
             }
         }
     }
-    let Some((uid, container)) = pod else { return Placement::Host };
+    let Some((uid, container)) = pod else {
+        return if empty { UNREADABLE } else { Placement::Host };
+    };
     let mut expected = kubelet.into_iter().flat_map(KubeletCgroup::hierarchies);
     if expected.all(|hierarchy| in_pod.contains(&hierarchy.as_str())) {
         Placement::Pod { uid, container }
@@ -77,8 +80,12 @@ pub fn may_hide_an_exit(text: &str) -> bool {
 
 /// The lines of a cgroup file; `None` if there are none or one does not fit the grammar.
 pub(super) fn lines(text: &str) -> Option<Vec<Line<'_>>> {
-    let lines: Option<Vec<_>> = text.lines().filter(|line| !line.is_empty()).map(line).collect();
+    let lines: Option<Vec<_>> = each_line(text).collect();
     lines.filter(|lines| !lines.is_empty())
+}
+
+fn each_line(text: &str) -> impl Iterator<Item = Option<Line<'_>>> {
+    text.lines().filter(|line| !line.is_empty()).map(line)
 }
 
 fn line(text: &str) -> Option<Line<'_>> {

@@ -243,7 +243,10 @@ impl KubeletCgroup {
         }
         let class = QOS.into_iter().find(|qos| match self.layout {
             Layout::Cgroupfs => first == *qos,
-            _ => first.strip_suffix(".slice") == Some(&format!("{}-{qos}", self.slice)),
+            _ => {
+                let name = first.strip_suffix(".slice");
+                name.and_then(|name| self.below_slice(name)) == Some(*qos)
+            }
         });
         let pod = if class.is_some() { segments.next().unwrap_or_default() } else { first };
         let uid = match self.layout {
@@ -263,9 +266,14 @@ impl KubeletCgroup {
 
     /// What follows `<slice>[-<qos>]-pod` in a slice's name.
     fn slice_pod<'a>(&self, name: &'a str, class: Option<&str>) -> Option<&'a str> {
-        let name = name.strip_prefix(self.slice.as_str())?.strip_prefix('-')?;
+        let name = self.below_slice(name)?;
         let name = class.map_or(Some(name), |qos| name.strip_prefix(qos)?.strip_prefix('-'))?;
         name.strip_prefix("pod")
+    }
+
+    /// What a slice's name adds to the name of the slice of all pods.
+    fn below_slice<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_prefix(self.slice.as_str())?.strip_prefix('-')
     }
 
     fn one_segment_pod(&self, segment: &str) -> Option<(PodUid, ContainerId)> {
@@ -283,10 +291,14 @@ impl KubeletCgroup {
     fn pod_uid(&self, text: &str) -> Result<PodUid, &'static str> {
         let separator = if self.layout == Layout::Cgroupfs { '-' } else { '_' };
         let lengths = [8, 4, 4, 4, 12];
-        let groups: Vec<&str> = text.split(separator).collect();
-        let is_uuid = groups.len() == lengths.len()
-            && groups.iter().zip(lengths).all(|(group, length)| is_hex(group, length));
-        match groups.join("-").parse() {
+        let mut groups = text.split(separator);
+        let mut is_group = |length| groups.next().is_some_and(|group| is_hex(group, length));
+        let is_uuid = lengths.into_iter().all(&mut is_group) && groups.next().is_none();
+        let uid = match separator {
+            '-' => text.parse(),
+            _ => text.replace(separator, "-").parse(),
+        };
+        match uid {
             Ok(uid) if is_uuid => Ok(uid),
             _ if is_hex(text, 32) => Err("a static pod, which has no identity"),
             _ => Err("a pod's cgroup whose uid is none"),

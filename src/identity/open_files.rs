@@ -1,70 +1,61 @@
 //! Files in `/proc` of processes that connected a moment ago, kept open. Whoever connects anew for
 //! each request has them read anew each time; only looking them up is saved, which costs as much.
+//!
+//! They are kept by the number of the process. A number is used again, but an open file is not: it
+//! belongs to the process that it was opened for, and once that one is gone no read succeeds
+//! (`ESRCH`). So whoever has this number while a read succeeds is that very process.
 
 use std::collections::VecDeque;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-/// Files kept open; the oldest gives way.
-const FILES_MAX: usize = 256;
-/// `PID_FS_MAGIC`: pidfds are files of a file system of their own, since Linux 6.9.
-const PIDFS: i64 = 0x5049_4446;
+/// Files kept open, each with a handle on its process; the oldest gives way.
+const FILES_MAX: usize = 128;
 
-/// A process, told from all others since the machine started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct ProcessId(u64);
+/// The number of a process, and which of its files.
+type Key = (i32, &'static str);
 
-impl ProcessId {
-    /// What the kernel numbers the process by that this pidfd is a handle on: unlike a pid it is
-    /// never used again. `None` before Linux 6.9, where it does so for none.
-    pub(super) fn of(pidfd: BorrowedFd<'_>) -> Option<Self> {
-        static NUMBERED: LazyLock<bool> = LazyLock::new(|| {
-            // Shorter numbers come round.
-            let whole = size_of::<libc::ino_t>() == 8 && cfg!(target_pointer_width = "64");
-            let own = pidfd_open(getpid(), PidfdFlags::empty());
-            whole && own.and_then(rustix::fs::fstatfs).is_ok_and(|about| about.f_type == PIDFS)
-        });
-        let about = NUMBERED.then(|| rustix::fs::fstat(pidfd))?;
-        about.ok().map(|about| Self(about.st_ino))
-    }
+/// What is kept of a process.
+pub(super) struct Kept {
+    /// Its file.
+    pub(super) file: Arc<OwnedFd>,
+    /// A handle on it, which makes further ones cheap.
+    pub(super) _handle: Option<OwnedFd>,
 }
-
-/// A process and which of its files.
-type Key = (ProcessId, &'static str);
 
 /// Open files by process and name.
 #[derive(Default)]
-pub(super) struct OpenFiles(Mutex<Kept>);
+pub(super) struct OpenFiles(Mutex<Files>);
 
 #[derive(Default)]
-struct Kept {
-    files: HashMap<Key, Arc<OwnedFd>>,
+struct Files {
+    by_key: HashMap<Key, Kept>,
     by_age: VecDeque<Key>,
 }
 
 impl OpenFiles {
+    /// A file that may be an earlier process's: see whether it can be read.
     pub(super) fn get(&self, key: Key) -> Option<Arc<OwnedFd>> {
-        self.kept().files.get(&key).cloned()
+        self.files().by_key.get(&key).map(|kept| Arc::clone(&kept.file))
     }
 
-    /// Keeps a file that was found by the process's pid. If that was another process's by then,
-    /// this one has exited, and what is kept for it is of no use to anybody.
-    pub(super) fn keep(&self, key: Key, file: Arc<OwnedFd>) {
-        let mut kept = self.kept();
-        if kept.files.insert(key, file).is_some() {
-            return;
+    /// Keeps a file, in place of that of an earlier process.
+    pub(super) fn keep(&self, key: Key, kept: Kept) {
+        let mut files = self.files();
+        let earlier = files.by_key.insert(key, kept);
+        let mut oldest = None;
+        if earlier.is_none() {
+            files.by_age.push_back(key);
+            oldest = (files.by_age.len() > FILES_MAX).then(|| files.by_age.pop_front()).flatten();
         }
-        kept.by_age.push_back(key);
-        let oldest = (kept.by_age.len() > FILES_MAX).then(|| kept.by_age.pop_front()).flatten();
-        let closed = oldest.and_then(|oldest| kept.files.remove(&oldest));
-        drop(kept);
-        drop(closed);
+        let closed = oldest.and_then(|oldest| files.by_key.remove(&oldest));
+        drop(files);
+        drop((earlier, closed));
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn files(&self) -> MutexGuard<'_, Files> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -73,38 +64,49 @@ impl OpenFiles {
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::os::fd::AsFd;
 
-    fn handle(child: &std::process::Child) -> ProcessId {
-        let pid = rustix::process::Pid::from_child(child);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        ProcessId::of(pidfd.as_fd()).unwrap()
+    fn kept(file: &Arc<OwnedFd>) -> Kept {
+        Kept { file: Arc::clone(file), _handle: None }
     }
 
     #[test]
-    fn a_process_has_one_number_and_no_other_has_it() {
-        let start = || std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let (mut one, mut other) = (start(), start());
-        assert_eq!(handle(&one), handle(&one));
-        assert_ne!(handle(&one), handle(&other));
-        for child in [&mut one, &mut other] {
+    fn what_was_opened_for_a_process_cannot_be_read_once_it_is_gone() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        for name in ["cgroup", "stat"] {
+            let file = File::open(format!("/proc/{}/{name}", child.id())).unwrap();
+            let read = || rustix::io::pread(&file, &mut [0_u8; 4096], 0);
+            assert!(read().is_ok_and(|length| length > 0));
             child.kill().unwrap();
             child.wait().unwrap();
+            assert_eq!(read(), Err(rustix::io::Errno::SRCH), "{name}");
+            child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_file_of_a_process_gives_way_to_that_of_the_next_with_its_number() {
+        let files = OpenFiles::default();
+        let open = |path| Arc::new(OwnedFd::from(File::open(path).unwrap()));
+        let (earlier, later) = (open("/proc/self/stat"), open("/proc/self/cgroup"));
+        files.keep((7, "stat"), kept(&earlier));
+        files.keep((7, "stat"), kept(&later));
+        assert!(files.get((7, "stat")).is_some_and(|kept| Arc::ptr_eq(&kept, &later)));
     }
 
     #[test]
     fn the_oldest_gives_way() {
         let files = OpenFiles::default();
         let file = Arc::new(OwnedFd::from(File::open("/proc/self/stat").unwrap()));
-        let most = u64::try_from(FILES_MAX).unwrap();
+        let most = i32::try_from(FILES_MAX).unwrap();
         for number in 0..=most {
-            files.keep((ProcessId(number), "stat"), Arc::clone(&file));
-            files.keep((ProcessId(number), "stat"), Arc::clone(&file));
+            files.keep((number, "stat"), kept(&file));
+            files.keep((number, "stat"), kept(&file));
         }
-        assert!(files.get((ProcessId(0), "stat")).is_none());
-        assert!(files.get((ProcessId(1), "stat")).is_some());
-        assert!(files.get((ProcessId(1), "cgroup")).is_none());
+        assert!(files.get((0, "stat")).is_none());
+        assert!(files.get((1, "stat")).is_some());
+        assert!(files.get((1, "cgroup")).is_none());
         assert_eq!(Arc::strong_count(&file), FILES_MAX + 1);
     }
 }

@@ -8,21 +8,20 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
-use tokio::net::UnixStream;
 
 use super::cgroup::Placement;
 use super::kubelet_cgroup::KubeletCgroup;
 use super::process::Process;
 use super::{Identity, Listener, ProofStrength};
 use crate::domain::{Pod, PodUid, VaultRole, VolumeName};
-use crate::sys;
+use crate::sys::{self, PeerCredentials};
 
 /// How often a peer without a pidfd is looked at.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -131,10 +130,12 @@ impl Seen {
 impl Peer {
     /// Reads everything there is to know about the process that connected `stream`. Without a
     /// `kubelet` no process is ever placed in a pod.
-    pub fn of(stream: &UnixStream, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
+    pub fn of(stream: BorrowedFd<'_>, kubelet: Option<&KubeletCgroup>) -> Result<Self, PeerError> {
         let pidfd = pidfd(stream)?;
-        let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
-        let pid = credentials.pid().filter(|pid| *pid > 0).ok_or(PeerError::OtherPidNamespace)?;
+        let PeerCredentials { pid, uid, gid } = credentials(stream)?;
+        if pid <= 0 {
+            return Err(PeerError::OtherPidNamespace);
+        }
 
         let (seen, handle) = match pidfd {
             Some(pidfd) => {
@@ -152,21 +153,20 @@ impl Peer {
         };
         let Seen { placement, own_user_namespace, cgroup } = seen;
         let groups = match placement {
-            Placement::Host => sys::peer_groups(stream.as_fd()).map_err(PeerError::Credentials)?,
+            Placement::Host => sys::peer_groups(stream).map_err(PeerError::Credentials)?,
             Placement::Pod { .. } | Placement::Container { .. } => Vec::new(),
         };
-        let (uid, gid) = (credentials.uid(), credentials.gid());
         let peer = Self { uid, gid, groups, placement, own_user_namespace, cgroup, handle };
         if peer.still_alive() { Ok(peer) } else { Err(PeerError::Gone) }
     }
 
     /// A peer on a pod's own socket, on a node that cannot place it: only its end is watched, where
     /// the kernel has a handle on it.
-    pub fn unplaced(stream: &UnixStream) -> Result<Self, PeerError> {
-        let credentials = stream.peer_cred().map_err(PeerError::Credentials)?;
+    pub fn unplaced(stream: BorrowedFd<'_>) -> Result<Self, PeerError> {
+        let PeerCredentials { uid, gid, .. } = credentials(stream)?;
         Ok(Self {
-            uid: credentials.uid(),
-            gid: credentials.gid(),
+            uid,
+            gid,
             groups: Vec::new(),
             placement: Placement::Container { reason: "a place that this node cannot tell" },
             own_user_namespace: false,
@@ -325,13 +325,17 @@ impl PidFd {
     }
 }
 
+fn credentials(stream: BorrowedFd<'_>) -> Result<PeerCredentials, PeerError> {
+    sys::peer_credentials(stream).map_err(PeerError::Credentials)
+}
+
 /// A handle on the process that connected; `None` on kernels that have none.
-fn pidfd(stream: &UnixStream) -> Result<Option<OwnedFd>, PeerError> {
+fn pidfd(stream: BorrowedFd<'_>) -> Result<Option<OwnedFd>, PeerError> {
     static SUPPORTED: LazyLock<bool> = LazyLock::new(|| {
         let pair = std::os::unix::net::UnixStream::pair();
         pair.is_ok_and(|(ours, _theirs)| sys::peer_pidfd(ours.as_fd()).is_ok())
     });
-    match sys::peer_pidfd(stream.as_fd()) {
+    match sys::peer_pidfd(stream) {
         Ok(pidfd) => Ok(Some(pidfd)),
         // Before Linux 6.16 a peer that was reaped is told in the same words.
         Err(error) if is_unsupported(&error) && *SUPPORTED => Err(PeerError::Gone),

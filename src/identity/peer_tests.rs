@@ -1,5 +1,7 @@
 //! Peers: what an identity takes at each door, and when a process counts as gone.
 
+use std::os::unix::net::UnixStream;
+
 use super::*;
 use crate::domain::ServiceAccount;
 use crate::identity::Subject;
@@ -59,7 +61,7 @@ fn only_root_and_the_agents_own_user_are_operators() {
 #[tokio::test]
 async fn a_socket_pair_of_this_process_names_this_process() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let peer = Peer::of(&ours, None).unwrap();
+    let peer = Peer::of(ours.as_fd(), None).unwrap();
     assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
     assert_eq!(peer.gid, rustix::process::getegid().as_raw());
     assert!(peer.own_user_namespace);
@@ -69,7 +71,7 @@ async fn a_socket_pair_of_this_process_names_this_process() {
 #[tokio::test]
 async fn a_peer_that_cannot_be_placed_is_nobody_but_the_one_at_the_other_end() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let peer = Peer::unplaced(&ours).unwrap();
+    let peer = Peer::unplaced(ours.as_fd()).unwrap();
     assert!(peer.still_alive());
     for listener in [Listener::Operator, Listener::Host] {
         assert!(peer.identify(listener).is_err());

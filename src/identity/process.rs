@@ -1,5 +1,6 @@
 //! What `/proc` shows of one process: where it runs, and whether user ids mean the same there.
 
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,7 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::cgroup::{Placement, may_hide_an_exit, placement};
 use super::kubelet_cgroup::KubeletCgroup;
-use super::open_files::{OpenFiles, ProcessId};
+use super::open_files::{Kept, OpenFiles};
 use super::peer::PeerError;
 
 /// Longest file read; a v1 cgroup file has about 15 lines.
@@ -23,11 +24,10 @@ const PF_EXITING: u32 = 4;
 /// A process that has a number here.
 pub(super) struct Process<'a> {
     pid: i32,
-    directory: BorrowedFd<'a>,
-    /// What stands before the names of its files, seen from the directory.
-    prefix: String,
-    /// By which its files are kept open.
-    id: Option<ProcessId>,
+    /// Its directory, unless it is looked up by its number.
+    directory: Option<BorrowedFd<'a>>,
+    /// A handle on it, if its files are to be kept open.
+    pidfd: Option<BorrowedFd<'a>>,
 }
 
 /// The files that are read of whoever connects.
@@ -37,12 +37,12 @@ impl<'a> Process<'a> {
     /// The process that has this number now. For whoever has a pidfd: if it has not exited when all
     /// is read, the number was its own all the time.
     pub(super) fn numbered(pid: i32) -> Process<'static> {
-        Process { pid, directory: CWD, prefix: format!("/proc/{pid}/"), id: None }
+        Process { pid, directory: None, pidfd: None }
     }
 
-    /// The same, if this is a handle on it: a process that comes again is read faster.
-    pub(super) fn connected(pid: i32, pidfd: BorrowedFd<'_>) -> Process<'static> {
-        Process { id: ProcessId::of(pidfd), ..Process::numbered(pid) }
+    /// The same, with a handle on it: a process that comes again is read faster.
+    pub(super) fn connected(pid: i32, pidfd: BorrowedFd<'a>) -> Self {
+        Process { pidfd: Some(pidfd), ..Process::numbered(pid) }
     }
 
     /// The agent itself.
@@ -52,7 +52,7 @@ impl<'a> Process<'a> {
 
     /// The process whose directory this is: it stays the same one when its number is used again.
     pub(super) fn of_directory(directory: &'a OwnedFd, pid: i32) -> Self {
-        Self { pid, directory: directory.as_fd(), prefix: String::new(), id: None }
+        Self { pid, directory: Some(directory.as_fd()), pidfd: None }
     }
 
     /// Where it runs, and the text that says so.
@@ -65,14 +65,12 @@ impl<'a> Process<'a> {
         &self,
         kubelet: Option<&KubeletCgroup>,
     ) -> Result<(Placement, String), PeerError> {
-        let shown = self.open("cgroup")?;
-        let cgroup = self.text(&shown)?;
+        let (shown, cgroup) = self.show("cgroup")?;
         let placement = placement(&cgroup, kubelet);
         if placement == Placement::Host && may_hide_an_exit(&cgroup) {
-            let stat = self.open("stat")?;
-            let before = is_exiting(&self.text(&stat)?);
+            let (stat, before) = self.show("stat")?;
             let same = self.text(&shown)? == cgroup;
-            if before || !same || is_exiting(&self.text(&stat)?) {
+            if is_exiting(&before) || !same || is_exiting(&self.text(&stat)?) {
                 return Err(PeerError::MainThreadExited);
             }
         }
@@ -81,7 +79,7 @@ impl<'a> Process<'a> {
 
     /// The text of its cgroup file.
     pub(super) fn cgroup(&self) -> Result<String, PeerError> {
-        self.text(&self.open("cgroup")?)
+        Ok(self.show("cgroup")?.1)
     }
 
     /// Whether it is in the agent's own user namespace, which on a host is the initial one.
@@ -92,7 +90,8 @@ impl<'a> Process<'a> {
     pub(super) fn shares_user_namespace(&self) -> Result<bool, PeerError> {
         static OURS: LazyLock<Option<CString>> =
             LazyLock::new(|| rustix::fs::readlink("/proc/self/ns/user", Vec::new()).ok());
-        let theirs = rustix::fs::readlinkat(self.directory, self.path("ns/user"), Vec::new());
+        let (directory, path) = self.at("ns/user");
+        let theirs = rustix::fs::readlinkat(directory, path.as_ref(), Vec::new());
         if let (Ok(theirs), Some(ours)) = (theirs, &*OURS) {
             return Ok(theirs == *ours);
         }
@@ -101,7 +100,7 @@ impl<'a> Process<'a> {
 
     /// Not gone and not a zombie, by the state letter behind the command in `stat`.
     pub(super) fn is_running(&self) -> bool {
-        let Ok(stat) = self.open("stat").and_then(|stat| self.text(&stat)) else { return false };
+        let Ok((_, stat)) = self.show("stat") else { return false };
         let state = behind_command(&stat).and_then(|rest| rest.chars().next());
         state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
     }
@@ -117,20 +116,29 @@ impl<'a> Process<'a> {
         Ok(text)
     }
 
-    fn open(&self, name: &'static str) -> Result<Shown, PeerError> {
-        if let Some(fd) = self.id.and_then(|id| OPEN_FILES.get((id, name))) {
-            return Ok(Shown { name, fd });
+    /// A file, and what it says now.
+    fn show(&self, name: &'static str) -> Result<(Shown, String), PeerError> {
+        let key = (self.pid, name);
+        if let Some(fd) = self.pidfd.and_then(|_| OPEN_FILES.get(key)) {
+            let shown = Shown { name, fd };
+            if let Ok(text) = shown.text() {
+                return Ok((shown, text));
+            }
         }
-        let fd = Arc::new(self.look_up(name)?);
-        if let Some(id) = self.id {
-            OPEN_FILES.keep((id, name), Arc::clone(&fd));
+        let shown = Shown { name, fd: Arc::new(self.look_up(name)?) };
+        if let Some(pidfd) = self.pidfd {
+            // As long as there is a handle, the kernel makes the next one of the same inode.
+            let handle = pidfd.try_clone_to_owned().ok();
+            OPEN_FILES.keep(key, Kept { file: Arc::clone(&shown.fd), _handle: handle });
         }
-        Ok(Shown { name, fd })
+        let text = self.text(&shown)?;
+        Ok((shown, text))
     }
 
     fn look_up(&self, name: &'static str) -> Result<OwnedFd, PeerError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let opened = rustix::fs::openat(self.directory, self.path(name), flags, Mode::empty());
+        let (directory, path) = self.at(name);
+        let opened = rustix::fs::openat(directory, path.as_ref(), flags, Mode::empty());
         opened.map_err(|error| self.failed(name, error.into()))
     }
 
@@ -139,8 +147,12 @@ impl<'a> Process<'a> {
         shown.text().map_err(|error| self.failed(shown.name, error))
     }
 
-    fn path(&self, name: &str) -> String {
-        [&self.prefix, name].concat()
+    /// Where one of its files is.
+    fn at(&self, name: &'static str) -> (BorrowedFd<'a>, Cow<'static, str>) {
+        match self.directory {
+            Some(directory) => (directory, name.into()),
+            None => (CWD, format!("/proc/{}/{name}", self.pid).into()),
+        }
     }
 
     fn failed(&self, file: &'static str, source: io::Error) -> PeerError {

@@ -6,8 +6,8 @@
 
 use std::fmt;
 use std::io;
-
-use tokio::net::UnixStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use super::ProofStrength;
 use super::cgroup::{Placement, placement};
@@ -100,7 +100,7 @@ impl fmt::Display for NodeProof {
 }
 
 /// Attests the agent itself, which runs in `own_pod`. `cgroup_root` is the kubelet's, if
-/// configured; otherwise it is learned. Reads `/proc`; must be called inside a tokio runtime.
+/// configured; otherwise it is learned. Reads `/proc`.
 pub fn attest_self(own_pod: &PodUid, cgroup_root: Option<&str>) -> NodeProof {
     match place_self(own_pod, cgroup_root) {
         Ok((kubelet, strength)) => NodeProof {
@@ -122,7 +122,7 @@ fn place_self(
     let init = read("1").ok_or(Limit::Unreadable("1"))?;
     let kubelet = judge(&own, &init, own_pod, cgroup_root)?;
     let (ours, _theirs) = UnixStream::pair().map_err(PeerError::Credentials)?;
-    let strength = Peer::of(&ours, Some(&kubelet))?.strength();
+    let strength = Peer::of(ours.as_fd(), Some(&kubelet))?.strength();
     Ok((kubelet, strength))
 }
 

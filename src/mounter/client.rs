@@ -81,7 +81,7 @@ fn exchange(path: &Path, request: &Request) -> Result<Answer, ExchangeError> {
     let address = SocketAddrUnix::new(path)?;
     retry_on_intr(|| connect(&connection, &address))?;
     // Files are written where its answer leads.
-    if sys::peer_uid(connection.as_fd())? != 0 {
+    if sys::peer_credentials(connection.as_fd())?.uid != 0 {
         return Err(io::Error::other("what listens there does not run as root").into());
     }
     let mut nothing = SendAncillaryBuffer::default();

@@ -202,7 +202,7 @@ impl Shared {
     fn serve_one(&self, connection: &OwnedFd) -> io::Result<()> {
         set_socket_timeout(connection, Timeout::Recv, Some(PEER_PATIENCE))?;
         set_socket_timeout(connection, Timeout::Send, Some(PEER_PATIENCE))?;
-        let uid = sys::peer_uid(connection.as_fd())?;
+        let uid = sys::peer_credentials(connection.as_fd())?.uid;
         if !self.peers.admit(uid) {
             tracing::warn!(uid, "refused a peer that is neither root nor the agent");
             return Ok(());

@@ -40,7 +40,7 @@ const ATTEMPTS_MIN: usize = 10_000;
 /// What a class of lies is, the doors where it could pay, and how it is told.
 type Class = (&'static str, &'static [Door], fn(&Rig, Door) -> Tally);
 
-const CLASSES: [Class; 19] = [
+const CLASSES: [Class; 20] = [
     ("victim's names below the attacker's own container", PODS, forged::below_a_container),
     ("victim's names in a cgroup that a user was given", PODS, forged::in_a_delegated_cgroup),
     ("victim's names beside the kubelet's root", PODS, forged::beside_the_root),
@@ -54,6 +54,7 @@ const CLASSES: [Class; 19] = [
     ("the victim's token in another pod's hands", NODES, lies::stolen_token),
     ("root in a container", HOST, lies::root),
     ("the pid of a gone attacker, given to the victim", PODS, processes::reused_pid),
+    ("the pid of a gone victim, given to an attacker", PODS, processes::inherited_pid),
     ("a socket that the victim passed on before it went", PODS, processes::passed_socket),
     ("behind the victim's last request", AGENTS, processes::behind_the_victims_last),
     ("a socket inherited from a victim that went", PODS, processes::inherited_socket),

@@ -35,6 +35,27 @@ pub(crate) fn reused_pid(rig: &Rig, door: Door) -> Tally {
     tally
 }
 
+/// The victim connects, is identified and goes; its pid becomes that of a process of the attacker,
+/// which connects, too. An attestor that knows processes by their pids is the weak one here.
+pub(crate) fn inherited_pid(rig: &Rig, door: Door) -> Tally {
+    let mut tally = Tally::default();
+    let mut attacker = rig.actor_in(&rig.place.container(ATTACKER));
+    for _ in 0..PROCESSES {
+        let mut victim = rig.actor_in(&rig.place.container(VICTIM));
+        let (_, knows) = identified(rig, &mut victim, door);
+        victim.tell("exit");
+        victim.reap();
+        attacker.tell(&format!("create {}", victim.pid()));
+        rig.created_connects(&mut attacker, door);
+        let accepted = rig.accept(door);
+        let knows = if knows.is_empty() { &[][..] } else { &["remembers the pid"] };
+        tally.count(rig.serves(&mut attacker, &accepted, door), knows);
+        attacker.tell("hang-up");
+        attacker.tell("end-created");
+    }
+    tally
+}
+
 /// The victim connects and is identified; whether it is served. An attestor that asks when a
 /// connection is accepted, and never again, is the weak one here.
 fn identified(rig: &Rig, victim: &mut Actor, door: Door) -> (Accepted, &'static [&'static str]) {

@@ -5,9 +5,9 @@
 #![expect(unsafe_code, reason = "fork, clone3 with a chosen pid, the exit of one thread, exec")]
 
 use std::ffi::CString;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -37,7 +37,16 @@ type Outcome = Result<String, Box<dyn std::error::Error>>;
 struct Puppet {
     sockets: Vec<OwnedFd>,
     meeting: Option<UnixListener>,
-    created: Option<Pid>,
+    created: Option<Created>,
+}
+
+/// A process that it made, which shares its descriptors.
+struct Created {
+    pid: Pid,
+    /// Takes paths to connect to, and gives the descriptors of the connections.
+    orders: BufReader<UnixStream>,
+    /// Its own end.
+    _theirs: UnixStream,
 }
 
 /// Obeys until the input ends.
@@ -95,6 +104,7 @@ impl Puppet {
             ["pass", path] => pass(self.socket()?, path)?,
             ["take"] => self.take()?,
             ["create", pid] => self.created = Some(create(pid.parse()?)?),
+            ["created-connects", path] => self.created_connects(path)?,
             ["end-created"] => self.end_created(),
             ["fork-and-exit"] => return fork_and_exit(),
             ["exec", ref program @ ..] => self.exec(program)?,
@@ -113,7 +123,10 @@ impl Puppet {
     }
 
     fn connect(&mut self, path: &str) -> std::io::Result<()> {
-        let stream = UnixStream::connect(path)?;
+        self.hold(UnixStream::connect(path)?)
+    }
+
+    fn hold(&mut self, stream: UnixStream) -> std::io::Result<()> {
         // A server that neither answers nor hangs up is an error.
         stream.set_read_timeout(Some(PATIENCE))?;
         self.sockets.push(stream.into());
@@ -168,8 +181,18 @@ impl Puppet {
         Err(std::io::Error::last_os_error().into())
     }
 
+    fn created_connects(&mut self, path: &str) -> Result<(), Box<dyn std::error::Error>> {
+        let orders = &mut self.created.as_mut().ok_or("nobody was created")?.orders;
+        writeln!(orders.get_mut(), "{path}")?;
+        let mut fd = String::new();
+        orders.read_line(&mut fd)?;
+        // SAFETY: that process has this descriptor in our common table, and leaves it to us.
+        let stream = unsafe { OwnedFd::from_raw_fd(fd.trim().parse()?) };
+        Ok(self.hold(stream.into())?)
+    }
+
     fn end_created(&mut self) {
-        if let Some(pid) = self.created.take() {
+        if let Some(Created { pid, .. }) = self.created.take() {
             let _ = kill_process(pid, Signal::KILL);
             let _ = waitpid(Some(pid), WaitOptions::empty());
         }
@@ -239,10 +262,12 @@ fn fork_and_exit() -> Outcome {
     }
 }
 
-/// A process with a pid of our choice, which waits to be ended.
-fn create(pid: i32) -> Result<Pid, Box<dyn std::error::Error>> {
+/// A process with a pid of our choice, which connects as it is told until it is ended.
+fn create(pid: i32) -> Result<Created, Box<dyn std::error::Error>> {
+    let (ours, theirs) = UnixStream::pair()?;
     // SAFETY: all fields are numbers, for which zero is a value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::from(libc::CLONE_FILES.unsigned_abs());
     arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
     arguments.set_tid = (&raw const pid) as u64;
     arguments.set_tid_size = 1;
@@ -252,10 +277,22 @@ fn create(pid: i32) -> Result<Pid, Box<dyn std::error::Error>> {
     };
     match created {
         -1 => Err(std::io::Error::last_os_error().into()),
-        0 => loop {
-            // SAFETY: waits for a signal.
-            unsafe { libc::pause() };
-        },
-        _ => Pid::from_raw(pid).ok_or_else(|| "no pid".into()),
+        0 => connect_as_told(&theirs),
+        _ => {
+            let pid = Pid::from_raw(pid).ok_or("no pid")?;
+            Ok(Created { pid, orders: BufReader::new(ours), _theirs: theirs })
+        }
     }
+}
+
+fn connect_as_told(orders: &UnixStream) -> ! {
+    for path in BufReader::new(orders).lines().map_while(Result::ok) {
+        let Ok(stream) = UnixStream::connect(path) else { break };
+        let mut answer = orders;
+        if writeln!(answer, "{}", stream.into_raw_fd()).is_err() {
+            break;
+        }
+    }
+    // SAFETY: ends the process at once, which owns no descriptor alone.
+    unsafe { libc::_exit(1) }
 }

@@ -1,6 +1,7 @@
 //! A place with a socket, the product's answer to a connection, and the count of a class.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -68,10 +69,19 @@ impl Rig {
     /// Has an actor connect to the socket whose connections are judged here, and at a door of the
     /// agent's there, too. The agent sees nothing of it before the connection is accepted.
     pub(crate) fn connect(&self, actor: &mut Actor, door: Door) {
-        actor.tell(&format!("connect {}", self.socket().display()));
+        self.connect_by("connect", actor, door);
+    }
+
+    /// The same by a process that the actor created; the actor has its sockets.
+    pub(crate) fn created_connects(&self, actor: &mut Actor, door: Door) {
+        self.connect_by("created-connects", actor, door);
+    }
+
+    fn connect_by(&self, act: &str, actor: &mut Actor, door: Door) {
+        actor.tell(&format!("{act} {}", self.socket().display()));
         if door.is_the_agents() {
             self.agent.hold();
-            actor.tell(&format!("connect {}", self.agent.socket(door).display()));
+            actor.tell(&format!("{act} {}", self.agent.socket(door).display()));
         }
     }
 
@@ -104,7 +114,7 @@ impl Rig {
         stream.set_nonblocking(true).unwrap();
         let _inside = self.runtime.enter();
         let stream = UnixStream::from_std(stream).unwrap();
-        let peer = Peer::of(&stream, Some(&self.place.kubelet));
+        let peer = Peer::of(stream.as_fd(), Some(&self.place.kubelet));
         let believed = weak::believed(&stream, &self.place.kubelet, door);
         self.agent.release();
         Accepted { peer, believed, stream }

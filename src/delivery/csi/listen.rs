@@ -5,6 +5,8 @@
 //! pod's token in them.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use tonic::transport::server::Router;
 use crate::delivery::socket::{BindError, BoundSocket, Place};
 use crate::identity::peer::{Peer, PeerError};
 use crate::identity::self_test::NodeProof;
+use crate::sys;
 
 use super::proto::csi::identity_server::IdentityServer;
 use super::proto::csi::node_server::NodeServer;
@@ -85,9 +88,12 @@ async fn run(
 fn incoming(socket: &BoundSocket, proof: &NodeProof) -> impl Stream<Item = io::Result<UnixStream>> {
     futures_util::stream::unfold((socket, proof), |(socket, proof)| async move {
         loop {
-            match socket.listener().accept().await {
-                Ok((stream, _)) => match check_root(&stream, proof) {
-                    Ok(()) => return Some((Ok(stream), (socket, proof))),
+            match socket.accept().await {
+                Ok(stream) => match check_root(stream.as_fd(), proof) {
+                    Ok(()) => {
+                        let stream = UnixStream::from_std(net::UnixStream::from(stream));
+                        return Some((stream, (socket, proof)));
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a caller of the CSI socket is not the kubelet");
                     }
@@ -99,10 +105,10 @@ fn incoming(socket: &BoundSocket, proof: &NodeProof) -> impl Stream<Item = io::R
 }
 
 /// Where peers cannot be placed the kubelet has no process id here, and its user is all there is.
-fn check_root(stream: &UnixStream, proof: &NodeProof) -> Result<(), PeerError> {
+fn check_root(stream: BorrowedFd<'_>, proof: &NodeProof) -> Result<(), PeerError> {
     match &proof.kubelet {
         Some(kubelet) => Peer::of(stream, Some(kubelet))?.host_root(),
-        None => match stream.peer_cred().map_err(PeerError::Credentials)?.uid() {
+        None => match sys::peer_credentials(stream).map_err(PeerError::Credentials)?.uid {
             0 => Ok(()),
             other => Err(PeerError::NotRoot(other)),
         },

@@ -8,13 +8,15 @@ use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::UnixListener;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// Connections the kernel queues before `connect` waits.
 const BACKLOG: i32 = 1024;
@@ -87,7 +89,7 @@ pub enum BindError {
 /// A listening socket in its place; dropping it removes the path, if it is still this socket's.
 #[derive(Debug)]
 pub struct BoundSocket {
-    listener: UnixListener,
+    listener: AsyncFd<OwnedFd>,
     path: PathBuf,
     inode: (u64, u64),
     /// The directory that `path` names by its descriptor.
@@ -138,9 +140,11 @@ impl BoundSocket {
         bound
     }
 
-    /// Accepts connections.
-    pub fn listener(&self) -> &UnixListener {
-        &self.listener
+    /// The next connection; it does not block, and nothing watches it yet. Cancel-safe.
+    pub async fn accept(&self) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |listener: &OwnedFd| Ok(rustix::net::accept_with(listener, flags)?);
+        self.listener.async_io(Interest::READABLE, accept).await
     }
 
     fn listen(
@@ -170,8 +174,7 @@ impl BoundSocket {
             .map_err(fail("set the mode of"))?;
         rustix::net::listen(&socket, BACKLOG).map_err(|error| fail("listen on")(error.into()))?;
         let metadata = std::fs::symlink_metadata(temporary).map_err(fail("look at"))?;
-        let listener =
-            UnixListener::from_std(StdListener::from(socket)).map_err(fail("listen on"))?;
+        let listener = sys::watch_owned(socket).map_err(fail("listen on"))?;
         let inode = (metadata.dev(), metadata.ino());
         Ok(Self { listener, path: path.to_owned(), inode, _directory: directory })
     }

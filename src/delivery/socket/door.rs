@@ -1,9 +1,8 @@
 //! The doors: which kind of socket a connection came through, and whom that lets in.
 
 use std::hash::{BuildHasher, RandomState};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, LazyLock};
-
-use tokio::net::UnixStream;
 
 use super::admission::Payer;
 use super::node_door::NodeDoor;
@@ -90,7 +89,7 @@ impl Door {
     /// Who connected, by what this node can prove about its processes.
     pub(super) fn find(
         &self,
-        stream: &UnixStream,
+        stream: BorrowedFd<'_>,
         proof: &NodeProof,
     ) -> Result<(Found, Peer), Nobody> {
         let kubelet = proof.kubelet.as_ref();

@@ -4,14 +4,14 @@
 //! Of a flood no more than one look stands between another caller and its reply.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
-
-use tokio::net::UnixStream;
 
 use super::refused::Refused;
 use super::transport::{LetIn, Transport};
 use crate::clock::BootInstant;
+use crate::sys;
 
 /// Refusals without a look between two turns of others.
 const AT_ONCE: u32 = 16;
@@ -32,10 +32,10 @@ impl InTurn {
     pub(super) async fn look(
         &mut self,
         transport: &Transport,
-        stream: &UnixStream,
+        stream: BorrowedFd<'_>,
     ) -> Option<Result<LetIn, Refused>> {
         // The number proves nothing; it is used to refuse only.
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let pid = sys::peer_credentials(stream).ok().map(|peer| peer.pid).filter(|pid| *pid > 0);
         if let Some(refused) = pid.and_then(|pid| self.lately.told(pid, BootInstant::now())) {
             transport.refuse_unseen(stream, refused);
             self.again = self.again.wrapping_add(1);
@@ -88,6 +88,8 @@ impl Lately {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
     use super::super::admission::Admission;
@@ -111,7 +113,7 @@ mod tests {
         let strength = ProofStrength::PidFd;
         let proof = Arc::new(NodeProof { strength, limit: None, kubelet });
         let door = PodDoor { pod: Arc::new(pod()), volume: "web".parse().unwrap(), role: None };
-        Transport { door: Door::Pod(door), proof, admission, caps, metrics }
+        Transport::new(Door::Pod(door), proof, admission, caps, metrics)
     }
 
     #[tokio::test]
@@ -120,7 +122,7 @@ mod tests {
         let mut told = Vec::new();
         for _ in 0..3 {
             let (ours, _theirs) = UnixStream::pair().unwrap();
-            let looked = in_turn.look(&transport, &ours).await;
+            let looked = in_turn.look(&transport, ours.as_fd()).await;
             told.push(looked.map(|found| found.err().map(|refused| refused.reason())));
         }
         let (nobody, too_often) = (Some("identity"), Some("requests_per_second_per_user"));

@@ -292,13 +292,9 @@ impl Server {
             Door::Host => connections("connections", self.caps.limits.connections),
             Door::Pod(_) | Door::Node(_) => Arc::clone(&self.pods),
         };
-        let transport = transport::Transport {
-            admission,
-            door,
-            proof: Arc::clone(&self.proof),
-            caps: Arc::clone(&self.caps),
-            metrics: self.deps.metrics.clone(),
-        };
+        let (proof, caps) = (Arc::clone(&self.proof), Arc::clone(&self.caps));
+        let metrics = self.deps.metrics.clone();
+        let transport = transport::Transport::new(door, proof, admission, caps, metrics);
         let (server, long_polls) = (self.clone(), closed.clone());
         let serving = transport.run(socket, closed.clone(), move |caller| {
             routes::ConnectionService::of(caller, server.clone(), long_polls.clone())

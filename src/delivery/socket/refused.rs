@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -34,7 +36,7 @@ impl Refused {
     }
 
     /// Says why without waiting: a fresh socket's send buffer is empty.
-    pub(super) fn tell(&self, stream: &UnixStream) {
+    pub(super) fn tell(&self, stream: BorrowedFd<'_>) {
         // Best effort; the client is refused either way.
         let _ = rustix::io::write(stream, self.reply().as_bytes());
     }
@@ -60,8 +62,9 @@ impl Refused {
 }
 
 /// Reads the request away, so that closing does not destroy the reply that was written.
-pub(super) async fn drain(stream: UnixStream) {
+pub(super) async fn drain(stream: OwnedFd) {
     let _ = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write);
+    let Ok(stream) = UnixStream::from_std(net::UnixStream::from(stream)) else { return };
     let drained = async {
         while stream.readable().await.is_ok() {
             // Here, so that it is no part of every connection's future.

@@ -2,7 +2,10 @@
 //! clients that stall, ended with the process that connected.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +14,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use tokio::net::UnixStream;
+use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +29,7 @@ use super::gate::Gated;
 use super::in_turn::InTurn;
 use super::node_door::NodeDoor;
 use super::refused::{Refused, drain};
-use super::stream::Stream;
+use super::stream::{Stream, Waiting};
 use crate::clock::BootInstant;
 use crate::domain::PodUid;
 use crate::identity::Identity;
@@ -91,19 +95,29 @@ impl LetIn {
 
 /// One socket's server.
 pub struct Transport {
-    /// Whom it lets in.
-    pub door: Door,
-    /// What this node can prove about its processes.
-    pub proof: Arc<NodeProof>,
-    /// Its caps; pods' sockets share theirs.
-    pub admission: Arc<Admission>,
-    /// Sizes and times.
-    pub caps: Arc<Caps>,
-    /// Connections and refusals are counted here.
-    pub metrics: Metrics,
+    door: Door,
+    proof: Arc<NodeProof>,
+    admission: Arc<Admission>,
+    caps: Arc<Caps>,
+    metrics: Metrics,
+    open: Gauge,
 }
 
 impl Transport {
+    /// The server of a socket that lets in whom `door` does, by what this node can prove about its
+    /// processes. Pods' sockets share their `admission`.
+    pub fn new(
+        door: Door,
+        proof: Arc<NodeProof>,
+        admission: Arc<Admission>,
+        caps: Arc<Caps>,
+        metrics: Metrics,
+    ) -> Self {
+        let labels = [("socket", door.listener().as_str())];
+        let open = metrics.connections.get_or_create(&labels).clone();
+        Self { door, proof, admission, caps, metrics, open }
+    }
+
     /// Accepts until `stop`; then lets running replies finish and returns. `make` builds the
     /// service of one connection. Dropping the future drops the connections.
     pub async fn run<S, F>(self, socket: BoundSocket, stop: CancellationToken, make: F)
@@ -123,10 +137,10 @@ impl Transport {
                     shared.0.ended(ended);
                     continue;
                 }
-                accepted = socket.listener().accept() => accepted,
+                accepted = socket.accept() => accepted,
             };
             let stream = match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(socket = shared.0.label(), %error, "cannot accept a connection");
                     shared.0.count_refused("accept");
@@ -135,16 +149,16 @@ impl Transport {
                 }
             };
             if shared.0.is_flooded(connections.len()) {
-                shared.0.refuse_unseen(&stream, &Refused::TooManyOfCaller);
+                shared.0.refuse_unseen(stream.as_fd(), &Refused::TooManyOfCaller);
                 tokio::time::sleep(FLOOD_PAUSE).await;
                 continue;
             }
             let Some(slot) = shared.0.admission.connection() else {
-                shared.0.refuse(&stream, &Refused::TooMany);
+                shared.0.refuse(stream.as_fd(), &Refused::TooMany);
                 continue;
             };
             let found = match &mut in_turn {
-                Some(in_turn) => match in_turn.look(&shared.0, &stream).await {
+                Some(in_turn) => match in_turn.look(&shared.0, stream.as_fd()).await {
                     None => continue,
                     found => found,
                 },
@@ -153,7 +167,7 @@ impl Transport {
             let (shared, stop) = (shared.clone(), stop.clone());
             connections.spawn(async move {
                 let (transport, make) = &*shared;
-                let found = found.unwrap_or_else(|| transport.let_in(&stream));
+                let found = found.unwrap_or_else(|| transport.let_in(stream.as_fd()));
                 // Boxed: a task's future is copied whenever the task begins or ends.
                 Box::pin(transport.connection(stream, slot, found, make, stop)).await;
             });
@@ -173,7 +187,7 @@ impl Transport {
 
     async fn connection<S, F>(
         &self,
-        stream: UnixStream,
+        stream: OwnedFd,
         slot: OwnedSemaphorePermit,
         found: Result<LetIn, Refused>,
         make: &F,
@@ -185,17 +199,15 @@ impl Transport {
     {
         match found {
             Ok(caller) => {
-                let labels = [("socket", self.label())];
-                let open = self.metrics.connections.get_or_create(&labels).clone();
-                open.inc();
+                self.open.inc();
                 let peer = Arc::clone(caller.peer());
                 self.serve(stream, &peer, make(caller), stop).await;
-                open.dec();
+                self.open.dec();
             }
             Err(refused) => {
                 // Its place is for those who are let in; of the refused only some get time to read.
                 drop(slot);
-                self.refuse(&stream, &refused);
+                self.refuse(stream.as_fd(), &refused);
                 if let Some(_few) = self.admission.refusal() {
                     drain(stream).await;
                 }
@@ -204,7 +216,7 @@ impl Transport {
     }
 
     /// Callers without an identity here touch no user's budget: they have one with their cgroup.
-    pub(super) fn let_in(&self, stream: &UnixStream) -> Result<LetIn, Refused> {
+    pub(super) fn let_in(&self, stream: BorrowedFd<'_>) -> Result<LetIn, Refused> {
         let now = BootInstant::now();
         let (found, peer) = match self.door.find(stream, &self.proof) {
             Ok(found) => found,
@@ -233,7 +245,7 @@ impl Transport {
         })
     }
 
-    async fn serve<S>(&self, stream: UnixStream, peer: &Peer, service: S, stop: CancellationToken)
+    async fn serve<S>(&self, stream: OwnedFd, peer: &Peer, service: S, stop: CancellationToken)
     where
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
         S::Future: Unpin,
@@ -241,7 +253,9 @@ impl Transport {
         let activity = Arc::new(Activity::default());
         // The first request is due at once: a client that connects and says nothing is slow.
         activity.enter(Phase::Head);
-        let io = Watched::new(Stream::new(stream), activity.clone());
+        let waiting = Waiting::default();
+        let stream = TokioIo::new(Stream::new(stream, waiting.clone()));
+        let io = Watched::new(stream, activity.clone());
         let noted = Noted::new(service, activity.clone());
         // Boxed: the allocator has two small blocks at hand sooner than a large one.
         let mut connection = Box::pin(
@@ -251,18 +265,18 @@ impl Transport {
                 .max_buf_size(self.caps.limits.header_bytes.max(BUFFER_BYTES_MIN))
                 .serve_connection(io, noted),
         );
+        // Most end here: what else may end them is not looked for before they have to wait.
+        if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await {
+            return self.finished(ended);
+        }
+        waiting.begin();
         let notice = |stop| self.notice(peer, &activity, stop);
         let mut gated = Gated::new(notice(Some(&stop)));
         loop {
             // Both arms are cancel-safe: the futures are polled on.
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        self.failed(&error);
-                    }
-                    return;
-                }
+                ended = connection.as_mut() => return self.finished(ended),
                 given = &mut gated => match given {
                     Notice::Stop => {
                         connection.as_mut().graceful_shutdown();
@@ -274,11 +288,12 @@ impl Transport {
         }
     }
 
-    fn failed(&self, error: &hyper::Error) {
+    fn finished(&self, ended: hyper::Result<()>) {
+        let Err(error) = ended else { return };
         if error.is_parse_too_large() {
             self.caps.headers.count();
         }
-        let error = Chain(error);
+        let error = Chain(&error);
         tracing::debug!(socket = self.label(), %error, "connection");
     }
 
@@ -354,7 +369,7 @@ impl Transport {
 
     /// Refuses whoever has or asks too much without a look at who it is, counted as what the caps
     /// would say.
-    pub(super) fn refuse_unseen(&self, stream: &UnixStream, refused: &Refused) {
+    pub(super) fn refuse_unseen(&self, stream: BorrowedFd<'_>, refused: &Refused) {
         match refused {
             Refused::TooOften => {
                 self.caps.requests.count();
@@ -365,7 +380,7 @@ impl Transport {
         self.refuse(stream, refused);
     }
 
-    fn refuse(&self, stream: &UnixStream, refused: &Refused) {
+    fn refuse(&self, stream: BorrowedFd<'_>, refused: &Refused) {
         self.count_refused(refused.reason());
         // Who has too much is counted; a line each would cost more than the connection.
         if let Refused::Nobody(why) = refused {
