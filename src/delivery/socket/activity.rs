@@ -189,6 +189,7 @@ where
     type Error = S::Error;
     type Future = NotedReply<S::Future>;
 
+    #[inline]
     fn call(&self, request: R) -> Self::Future {
         self.activity.enter(Phase::Serving);
         NotedReply { inner: self.inner.call(request), activity: self.activity.clone() }

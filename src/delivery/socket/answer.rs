@@ -1,6 +1,6 @@
 //! Replies: Vault's envelope and error body, and the headers every reply has.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -93,6 +93,7 @@ impl Age {
 
 /// A secret, with its age and how it was come by, in `headers` without any. The body shares the
 /// entry's wiped memory.
+#[inline]
 pub(super) fn secret(
     reply: &Reply,
     mut headers: HeaderMap,
@@ -125,6 +126,7 @@ fn x_cache(freshness: Freshness) -> HeaderValue {
     })
 }
 
+#[inline]
 fn with_body(status: StatusCode, body: Bytes, mut headers: HeaderMap) -> Answer {
     headers.insert(CONTENT_TYPE, JSON);
     headers.insert(CACHE_CONTROL, NO_STORE);
@@ -138,18 +140,31 @@ fn with_body(status: StatusCode, body: Bytes, mut headers: HeaderMap) -> Answer 
 /// growing leaves no copy behind.
 fn leased_envelope(reply: &Reply) -> SecretBytes {
     let lease = reply.local_lease.as_ref();
-    let id = lease.map_or("", |lease| lease.id.as_str());
+    let id = in_json(lease.map_or("", |lease| lease.id.as_str()));
     let renewable = lease.is_some_and(|lease| lease.renewable);
-    let duration = lease.map_or(0, |lease| lease.duration.as_secs());
-    let mut head = Vec::with_capacity(128 + id.len());
-    let written: io::Result<()> = (|| {
-        head.extend_from_slice(br#"{"request_id":"","lease_id":"#);
-        serde_json::to_writer(&mut head, id)?;
-        write!(head, r#","renewable":{renewable},"lease_duration":{duration},"data":"#)
-    })();
-    written.expect("text is written to memory");
-    let tail = br#","wrap_info":null,"warnings":null,"auth":null}"#;
-    SecretBytes::new([&head, reply.entry.data.expose(), tail].concat())
+    let duration = lease.map_or(0, |lease| lease.duration.as_secs()).to_string();
+    let parts: [&[u8]; 8] = [
+        br#"{"request_id":"","lease_id":""#,
+        id.as_bytes(),
+        if renewable { br#"","renewable":true"# } else { br#"","renewable":false"# },
+        br#","lease_duration":"#,
+        duration.as_bytes(),
+        br#","data":"#,
+        reply.entry.data.expose(),
+        br#","wrap_info":null,"warnings":null,"auth":null}"#,
+    ];
+    SecretBytes::new(parts.concat())
+}
+
+/// Text as it stands between the quotes of a JSON string: nearly always as it is.
+fn in_json(text: &str) -> Cow<'_, str> {
+    // Without leaving early: so it takes many bytes at once.
+    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if text.bytes().fold(true, |so_far, byte| so_far & plain(byte)) {
+        return text.into();
+    }
+    let quoted = json!(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned().into()
 }
 
 impl From<ReadError> for Refusal {
@@ -253,6 +268,14 @@ mod tests {
         assert_eq!(value["renewable"], true);
         assert_eq!(value["data"]["password"], "p\"1");
         assert!(value["auth"].is_null() && value["wrap_info"].is_null());
+    }
+
+    #[test]
+    fn a_lease_id_is_escaped_where_json_needs_it() {
+        for text in ["database/creds/shop/0", "a\"b", "a\\b", "a\nb", "a\u{7f}é", ""] {
+            let value: Value = serde_json::from_str(&format!("\"{}\"", in_json(text))).unwrap();
+            assert_eq!(value, text);
+        }
     }
 
     #[test]

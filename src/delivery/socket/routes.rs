@@ -46,6 +46,7 @@ impl Connection {
     }
 
     /// Answers one request: a hit at once, everything else later.
+    #[inline]
     pub(super) fn call(self: &Arc<Self>, mut request: Request<Incoming>) -> Answering {
         let now = BootInstant::now();
         if let Err(wait) = self.caller.admitted.budget().take_request(now) {
@@ -170,6 +171,7 @@ impl Service<Request<Incoming>> for ConnectionService {
     type Error = Infallible;
     type Future = Answering;
 
+    #[inline]
     fn call(&self, request: Request<Incoming>) -> Answering {
         match self {
             Self::Named(connection) => connection.call(request),

@@ -44,6 +44,7 @@ pub(super) struct Memo {
 impl Connection {
     /// The hit path: a decision that still holds and a value in the snapshot. Everything else, also
     /// everything that will be refused, is `None` and takes the long way.
+    #[inline]
     pub(super) fn hit(&self, request: &mut Request<Incoming>, now: BootInstant) -> Option<Answer> {
         if request.method() != Method::GET {
             return None;
