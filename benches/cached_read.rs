@@ -80,6 +80,7 @@ fn main() -> io::Result<()> {
     for (name, path) in [("KV", KV), ("leased", LEASED)] {
         agent.read(path);
         let body = hit(&agent, path);
+        // Started by a thread that was where servers run when it began.
         let (_process, bare_socket) = bare::start(dir.path(), name, &body);
         let targets = vec![format!("/v1/{path}")];
         let ours = Server { socket: &socket, targets: targets.clone() };

@@ -10,12 +10,14 @@
 //! processors, the load on another one. They take turns in one run; each figure is the median of
 //! the rounds' own figures, each ratio the median of the rounds' ratios. Target for a pod: at least
 //! 0.7 × the bare server's rate with a new connection for each request, 0.85 × on kept ones. A p99
-//! below 1 ms is no ratio: it is reported, for this machine.
+//! below 1 ms is no ratio: it is reported, for this machine. So is each server's processor time per
+//! request, which the load has no part in: where the load is what is busy all the time, a ratio of
+//! rates says less than what the agent costs.
 //!
 //! Pods take root and a cgroup v2 hierarchy, beside v1 ones or alone.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[path = "support/bare.rs"]
@@ -34,11 +36,14 @@ mod node;
 mod process;
 #[path = "support/report.rs"]
 mod report;
+#[path = "support/resident.rs"]
+mod resident;
 
 use cgroup::Cgroups;
 use cores::Cores;
 use load::{Connections, Seen};
 use report::{median, verdict};
+use resident::processor_time;
 use secrets_broker::sys::WipingAllocator;
 
 #[global_allocator]
@@ -61,6 +66,33 @@ enum Caller {
     HostUser,
 }
 
+/// The two servers.
+struct Servers<'a> {
+    dir: &'a Path,
+    agent: u32,
+    bare: u32,
+    bare_socket: PathBuf,
+}
+
+/// What a load saw of a server, and what it cost that one.
+struct Round {
+    seen: Seen,
+    processor: Duration,
+}
+
+impl Round {
+    fn of(
+        server: u32,
+        socket: &Path,
+        targets: &[String],
+        connections: Connections,
+    ) -> io::Result<Self> {
+        let before = processor_time(server)?;
+        let seen = load::run(socket, targets, connections, ROUND)?;
+        Ok(Self { seen, processor: processor_time(server)?.saturating_sub(before) })
+    }
+}
+
 fn main() -> io::Result<()> {
     bare::serve_if_asked()?;
     node::serve_if_asked()?;
@@ -69,10 +101,11 @@ fn main() -> io::Result<()> {
     let dir = tempfile::TempDir::with_prefix("bench-")?;
     let cgroups = Cgroups::make();
     let root = cgroups.as_ref().map_or("/kubepods", |cgroups| cgroups.root.as_str());
-    let _node = node::start(dir.path(), root);
+    let agent = node::start(dir.path(), root);
     let body = load::body(&node::host_socket(dir.path()), &node::targets(0))?;
-    let (_bare, bare_socket) = bare::start(dir.path(), "bare", &body);
+    let (bare, bare_socket) = bare::start(dir.path(), "bare", &body);
     cores.be_the_load()?;
+    let servers = Servers { dir: dir.path(), agent: agent.pid(), bare: bare.pid(), bare_socket };
     let shapes = [
         ("4, new per request", Connections::New(4)),
         ("16, new per request", Connections::New(16)),
@@ -83,18 +116,18 @@ fn main() -> io::Result<()> {
         match &cgroups {
             Ok(cgroups) => {
                 let enter = |pod| cgroups.enter(&node::uid(pod));
-                rows.push(compare(Caller::Pod, label, shape, dir.path(), &bare_socket, enter)?);
+                rows.push(compare(Caller::Pod, label, shape, &servers, enter)?);
                 cgroups.leave()?;
             }
             Err(why) => println!("pod, {label}: not run: {why}"),
         }
         // One row for what a look at a user costs; on kept connections the other bench has it.
         if matches!(shape, Connections::New(4)) {
-            let stay = |_| Ok(());
-            rows.push(compare(Caller::HostUser, label, shape, dir.path(), &bare_socket, stay)?);
+            rows.push(compare(Caller::HostUser, label, shape, &servers, |_| Ok(()))?);
         }
     }
-    let columns = ["caller", "connections", "agent", "bare", "rate", "p50", "p99", "p99 alone"];
+    let columns =
+        ["caller", "connections", "agent", "bare", "rate", "p50", "p99", "p99 alone", "processor"];
     let (pods, secrets) = (node::PODS, node::SECRETS);
     report::print(
         &format!("{pods} pods, {secrets} cached secrets, agent / bare hyper"),
@@ -102,6 +135,7 @@ fn main() -> io::Result<()> {
         &rows,
     );
     println!("  k = 1000 requests per second; p50 / p99 in µs; rate, p50 and p99 are ratios");
+    println!("  processor: µs of each server's processor time per request");
     Ok(())
 }
 
@@ -109,30 +143,32 @@ fn compare(
     caller: Caller,
     label: &str,
     shape: Connections,
-    dir: &Path,
-    bare: &Path,
+    servers: &Servers<'_>,
     enter: impl Fn(usize) -> io::Result<()>,
-) -> io::Result<[String; 8]> {
+) -> io::Result<[String; 9]> {
     let mut rounds = Vec::new();
     for visit in 0..=VISITS {
         let pod = visit * STEP % node::PODS;
         enter(pod)?;
         let socket = match caller {
-            Caller::Pod => node::pod_socket(dir, pod),
-            Caller::HostUser => node::host_socket(dir),
+            Caller::Pod => node::pod_socket(servers.dir, pod),
+            Caller::HostUser => node::host_socket(servers.dir),
         };
         let targets = node::targets(pod);
         load::body(&socket, &targets)?;
-        let ask = |socket: &Path| load::run(socket, &targets, shape, ROUND);
         for _ in 0..ROUNDS {
-            rounds.push((ask(&socket)?, ask(bare)?));
+            let ours = Round::of(servers.agent, &socket, &targets, shape)?;
+            let bare = Round::of(servers.bare, &servers.bare_socket, &targets, shape)?;
+            rounds.push((ours, bare));
         }
     }
     // The first visit warms both up.
     rounds.drain(..ROUNDS);
-    let ratio = |of: fn(&Seen) -> f64| median(rounds.iter().map(|(a, b)| of(a) / of(b)));
+    let (ours, bare): (Vec<Round>, Vec<Round>) = rounds.into_iter().unzip();
+    let pairs = || ours.iter().zip(&bare);
+    let ratio = |of: fn(&Seen) -> f64| median(pairs().map(|(a, b)| of(&a.seen) / of(&b.seen)));
     let rate = ratio(|seen| seen.per_second);
-    let p99 = median(rounds.iter().map(|(seen, _)| seen.p99.as_secs_f64()));
+    let p99 = median(ours.iter().map(|round| round.seen.p99.as_secs_f64()));
     let least = match shape {
         Connections::New(_) => NEW_LEAST,
         Connections::Kept(_) => KEPT_LEAST,
@@ -145,11 +181,19 @@ fn compare(
     Ok([
         (if caller == Caller::Pod { "pod" } else { "host user" }).to_owned(),
         label.to_owned(),
-        load::figures(rounds.iter().map(|(ours, _)| ours)),
-        load::figures(rounds.iter().map(|(_, bare)| bare)),
+        load::figures(ours.iter().map(|round| &round.seen)),
+        load::figures(bare.iter().map(|round| &round.seen)),
         judged,
         format!("{:.2}", ratio(|seen| seen.p50.as_secs_f64())),
         format!("{:.2}", ratio(|seen| seen.p99.as_secs_f64())),
         below.to_owned(),
+        format!("{:.1} / {:.1}", per_request(&ours), per_request(&bare)),
     ])
+}
+
+/// Processor time per request over all rounds, in µs: the kernel counts it in large ticks.
+fn per_request(rounds: &[Round]) -> f64 {
+    let requests: usize = rounds.iter().map(|round| round.seen.requests).sum();
+    let processor: Duration = rounds.iter().map(|round| round.processor).sum();
+    processor.as_secs_f64() * 1e6 / requests as f64
 }

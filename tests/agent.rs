@@ -233,6 +233,33 @@ fn sockets_have_their_modes_and_a_second_agent_does_not_steal_them() {
     assert!(!socket.exists() && request(&socket, "GET", "/v1/x", None).is_err());
 }
 
+#[test]
+fn a_body_that_follows_its_head_does_not_end_the_connection_whatever_becomes_of_it() {
+    let dir = playground();
+    let agent = start(dir.path(), &[CONFIG, GRANTS]);
+    let head = |method: &str, target: &str| {
+        format!("{method} /v1/{target} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+    };
+    assert_eq!(agent.read("secret/data/shop/web").status, 200);
+    // A write, which is refused; a hit and a path that there is not, asked for with a body.
+    for (method, target, code) in [
+        ("POST", "secret/data/shop/web", "405"),
+        ("GET", "secret/data/shop/web", "200"),
+        ("GET", "nowhere/data/x", "404"),
+    ] {
+        let mut stream = UnixStream::connect(agent.host_socket()).expect("a connection");
+        for _ in 0..2 {
+            stream.write_all(head(method, target).as_bytes()).expect("sent");
+            std::thread::sleep(Duration::from_millis(20));
+            stream.write_all(b"{}").expect("the connection is still there");
+            let mut reply = [0; 4096];
+            let length = stream.read(&mut reply).expect("an answer");
+            let reply = String::from_utf8_lossy(&reply[..length]).into_owned();
+            assert!(reply.starts_with(&format!("HTTP/1.1 {code} ")), "{method} {target}: {reply}");
+        }
+    }
+}
+
 /// A cap as `status` has it.
 fn limit(agent: &Agent, name: &str) -> Value {
     let limits = agent.status()["limits"].as_array().expect("status has limits").clone();

@@ -22,6 +22,7 @@ pub enum Connections {
 
 /// What a load saw.
 pub struct Seen {
+    pub requests: usize,
     pub per_second: f64,
     pub p50: Duration,
     pub p99: Duration,
@@ -64,6 +65,7 @@ pub fn run(
         let elapsed = started.elapsed();
         nanos.sort_unstable();
         Ok(Seen {
+            requests: nanos.len(),
             per_second: nanos.len() as f64 / elapsed.as_secs_f64(),
             p50: percentile(&nanos, 0.50),
             p99: percentile(&nanos, 0.99),

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
 
-/// Files kept open, each with a handle on its process; the oldest gives way.
-const FILES_MAX: usize = 128;
+/// Files kept open; the oldest gives way.
+const FILES_MAX: usize = 256;
 
 /// The number of a process, and which of its files.
 type Key = (i32, &'static str);
@@ -21,8 +21,11 @@ type Key = (i32, &'static str);
 pub(super) struct Kept {
     /// Its file.
     pub(super) file: Arc<OwnedFd>,
-    /// A handle on it, which makes further ones cheap.
-    pub(super) _handle: Option<OwnedFd>,
+    /// A handle on it, if one is kept: while there is one, the kernel makes the next of the same
+    /// inode, which costs it half. It proves nothing: an earlier process with this number may have
+    /// left it.
+    #[expect(dead_code, reason = "it is there to be open")]
+    pub(super) handle: Option<OwnedFd>,
 }
 
 /// Open files by process and name.
@@ -66,7 +69,7 @@ mod tests {
     use std::fs::File;
 
     fn kept(file: &Arc<OwnedFd>) -> Kept {
-        Kept { file: Arc::clone(file), _handle: None }
+        Kept { file: Arc::clone(file), handle: None }
     }
 
     #[test]

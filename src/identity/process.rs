@@ -18,6 +18,8 @@ use super::peer::PeerError;
 const FILE_BYTES_MAX: usize = 64 * 1024;
 /// What nearly every file fits into.
 const FILE_BYTES_USUAL: usize = 4096;
+/// The file that says where a process runs.
+const CGROUP: &str = "cgroup";
 /// The kernel's mark of a thread that is exiting, among the flags in `/proc/<pid>/stat`.
 const PF_EXITING: u32 = 4;
 
@@ -65,7 +67,7 @@ impl<'a> Process<'a> {
         &self,
         kubelet: Option<&KubeletCgroup>,
     ) -> Result<(Placement, String), PeerError> {
-        let (shown, cgroup) = self.show("cgroup")?;
+        let (shown, cgroup) = self.show(CGROUP)?;
         let placement = placement(&cgroup, kubelet);
         if placement == Placement::Host && may_hide_an_exit(&cgroup) {
             let (stat, before) = self.show("stat")?;
@@ -79,7 +81,7 @@ impl<'a> Process<'a> {
 
     /// The text of its cgroup file.
     pub(super) fn cgroup(&self) -> Result<String, PeerError> {
-        Ok(self.show("cgroup")?.1)
+        Ok(self.show(CGROUP)?.1)
     }
 
     /// Whether it is in the agent's own user namespace, which on a host is the initial one.
@@ -127,9 +129,9 @@ impl<'a> Process<'a> {
         }
         let shown = Shown { name, fd: Arc::new(self.look_up(name)?) };
         if let Some(pidfd) = self.pidfd {
-            // As long as there is a handle, the kernel makes the next one of the same inode.
-            let handle = pidfd.try_clone_to_owned().ok();
-            OPEN_FILES.keep(key, Kept { file: Arc::clone(&shown.fd), _handle: handle });
+            // One for each process: this file is read of all.
+            let handle = (name == CGROUP).then(|| pidfd.try_clone_to_owned().ok()).flatten();
+            OPEN_FILES.keep(key, Kept { file: Arc::clone(&shown.fd), handle });
         }
         let text = self.text(&shown)?;
         Ok((shown, text))
@@ -228,6 +230,25 @@ mod tests {
         }
         std::fs::write(file.path(), "x".repeat(FILE_BYTES_MAX + 1)).unwrap();
         assert!(shown.text().is_err());
+    }
+
+    #[test]
+    fn what_is_kept_of_an_earlier_process_is_looked_up_anew() {
+        let start = || std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (mut earlier, mut later) = (start(), start());
+        let file = std::fs::File::open(format!("/proc/{}/cgroup", earlier.id())).unwrap();
+        earlier.kill().unwrap();
+        earlier.wait().unwrap();
+        // As if it had had the number of the later one.
+        let pid = i32::try_from(later.id()).unwrap();
+        OPEN_FILES.keep((pid, CGROUP), Kept { file: Arc::new(file.into()), handle: None });
+        let raw = rustix::process::Pid::from_child(&later);
+        let flags = rustix::process::PidfdFlags::empty();
+        let pidfd = rustix::process::pidfd_open(raw, flags).unwrap();
+        let found = Process::connected(pid, pidfd.as_fd()).cgroup().unwrap();
+        assert_eq!(found, Process::numbered(pid).cgroup().unwrap());
+        later.kill().unwrap();
+        later.wait().unwrap();
     }
 
     #[test]

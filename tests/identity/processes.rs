@@ -48,7 +48,9 @@ pub(crate) fn inherited_pid(rig: &Rig, door: Door) -> Tally {
         attacker.tell(&format!("create {}", victim.pid()));
         rig.created_connects(&mut attacker, door);
         let accepted = rig.accept(door);
-        let knows = if knows.is_empty() { &[][..] } else { &["remembers the pid"] };
+        // It is the victim's number indeed.
+        let same = accepted.pid() == Some(victim.pid());
+        let knows = if same && !knows.is_empty() { &["remembers the pid"][..] } else { &[] };
         tally.count(rig.serves(&mut attacker, &accepted, door), knows);
         attacker.tell("hang-up");
         attacker.tell("end-created");

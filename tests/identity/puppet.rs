@@ -265,6 +265,7 @@ fn fork_and_exit() -> Outcome {
 /// A process with a pid of our choice, which connects as it is told until it is ended.
 fn create(pid: i32) -> Result<Created, Box<dyn std::error::Error>> {
     let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(PATIENCE))?;
     // SAFETY: all fields are numbers, for which zero is a value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = u64::from(libc::CLONE_FILES.unsigned_abs());

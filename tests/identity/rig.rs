@@ -44,6 +44,13 @@ pub(crate) struct Accepted {
     pub(crate) stream: UnixStream,
 }
 
+impl Accepted {
+    /// The number of the process that connected.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.stream.peer_cred().ok()?.pid()?.try_into().ok()
+    }
+}
+
 impl Rig {
     pub(crate) fn all(trees: &Trees) -> Vec<Self> {
         Place::all(trees).into_iter().map(Self::at).collect()

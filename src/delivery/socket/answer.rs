@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use super::request::Refusal;
 use super::transport::Answer;
 use crate::audit::NotRecorded;
-use crate::broker::{Entry, Freshness, ReadError, Reply, shared_bytes};
+use crate::broker::{Entry, Freshness, ReadError, Reply};
 use crate::clock::BootInstant;
-use crate::domain::{PathKind, SecretBytes};
+use crate::domain::PathKind;
 use crate::source::ErrorClass;
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -101,7 +101,7 @@ pub(super) fn secret(
     now: BootInstant,
 ) -> Answer {
     let body = match reply.entry.kind {
-        PathKind::Minting => shared_bytes(leased_envelope(reply)),
+        PathKind::Minting => leased_envelope(reply),
         PathKind::Kv | PathKind::Static => reply.entry.data.body(),
     };
     headers.insert(X_CACHE, x_cache(reply.freshness));
@@ -137,8 +137,9 @@ fn with_body(status: StatusCode, body: Bytes, mut headers: HeaderMap) -> Answer 
 }
 
 /// Vault's envelope with the caller's local lease; built in one allocation of exact size, so that
-/// growing leaves no copy behind.
-fn leased_envelope(reply: &Reply) -> SecretBytes {
+/// growing leaves no copy behind. It is for one reply only, and wiped as hyper's copy of it: by the
+/// allocator.
+fn leased_envelope(reply: &Reply) -> Bytes {
     let lease = reply.local_lease.as_ref();
     let id = in_json(lease.map_or("", |lease| lease.id.as_str()));
     let renewable = lease.is_some_and(|lease| lease.renewable);
@@ -153,7 +154,7 @@ fn leased_envelope(reply: &Reply) -> SecretBytes {
         reply.entry.data.expose(),
         br#","wrap_info":null,"warnings":null,"auth":null}"#,
     ];
-    SecretBytes::new(parts.concat())
+    Bytes::from(parts.concat())
 }
 
 /// Text as it stands between the quotes of a JSON string: nearly always as it is.
@@ -208,8 +209,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::broker::{DataView, LocalLease};
-    use crate::domain::LocalLeaseId;
+    use crate::broker::{DataView, LocalLease, shared_bytes};
+    use crate::domain::{LocalLeaseId, SecretBytes};
     use http_body_util::BodyExt;
 
     fn reply(kind: PathKind, body: &str, local_lease: Option<LocalLease>) -> Reply {

@@ -55,7 +55,8 @@ impl Introduction {
         }
         if let Err(wait) = self.placed.admitted.budget().take_request(now) {
             self.server.deps.metrics.limited.inc();
-            return Answering::over_budget(wait);
+            let most = self.server.caps.limits.body_bytes;
+            return Answering::over_budget(wait, request.into_body(), most);
         }
         Answering::Later(Box::pin(Arc::clone(self).introduce_and_answer(request)))
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,8 @@ use super::transport::{Answer, Caller, LetIn};
 use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
 
+/// How long the rest of a request is waited for that nobody wants.
+const BODY_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a request over the budget waits for its refusal.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -46,18 +48,21 @@ impl Connection {
     }
 
     /// Answers one request: a hit at once, everything else later.
+    // Inlined: a request is some hundred bytes, and would be copied from call to call.
     #[inline]
     pub(super) fn call(self: &Arc<Self>, mut request: Request<Incoming>) -> Answering {
         let now = BootInstant::now();
         if let Err(wait) = self.caller.admitted.budget().take_request(now) {
             self.deps.metrics.limited.inc();
-            return Answering::over_budget(wait);
+            return Answering::over_budget(wait, request.into_body(), self.caps.limits.body_bytes);
         }
         // Its exit ends the connection too, but a busy agent may hear of it after the next request.
         if let Err(refusal) = self.check_alive() {
             return Answering::Now(Some(answer::refusal(&refusal)));
         }
-        if let Some(answer) = self.hit(&mut request, now) {
+        if request.body().is_end_stream()
+            && let Some(answer) = self.hit(&mut request, now)
+        {
             return Answering::Now(Some(answer));
         }
         let (parts, body) = request.into_parts();
@@ -65,8 +70,12 @@ impl Connection {
     }
 
     /// Answers one request that is no hit, or may be none.
-    pub(super) async fn answer(self: Arc<Self>, parts: Parts, body: Incoming) -> Answer {
-        let route = match request::parse(&parts.method, &parts.uri, &parts.headers) {
+    pub(super) async fn answer(self: Arc<Self>, parts: Parts, mut body: Incoming) -> Answer {
+        let route = request::parse(&parts.method, &parts.uri, &parts.headers);
+        if !matches!(route, Ok(Route::Lease(..) | Route::Agent(_))) {
+            discard(&mut body, self.caps.limits.body_bytes, BODY_PATIENCE).await;
+        }
+        let route = match route {
             Ok(route) => route,
             Err(refusal) => return self.count("refused", "none", Err(refusal)),
         };
@@ -141,9 +150,22 @@ pub(super) fn over_budget(wait: Duration) -> Refusal {
 
 /// Lets a caller that asks too much wait for its answer: refusals at its own pace would cost others
 /// more than what it may ask for.
-async fn slowed(answer: Answer) -> Answer {
-    tokio::time::sleep(REFUSAL_PAUSE).await;
+async fn slowed(answer: Answer, mut body: Incoming, body_bytes: usize) -> Answer {
+    let pause = tokio::time::sleep(REFUSAL_PAUSE);
+    tokio::join!(pause, discard(&mut body, body_bytes, REFUSAL_PAUSE));
     answer
+}
+
+/// Reads a body away that nobody wants, up to `most` bytes and for as long as `patience` lasts:
+/// what is left of it ends the connection, which the client takes for one that goes on.
+async fn discard(body: &mut Incoming, most: usize, patience: Duration) {
+    if body.is_end_stream() {
+        return;
+    }
+    let mut body = Limited::new(body, most);
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Best effort: the request is answered either way.
+    let _ = tokio::time::timeout(patience, all).await;
 }
 
 /// A connection as hyper's service.
@@ -189,9 +211,9 @@ pub(super) enum Answering {
 }
 
 impl Answering {
-    /// A refusal, after a pause.
-    pub(super) fn over_budget(wait: Duration) -> Self {
-        Self::Later(Box::pin(slowed(answer::refusal(&over_budget(wait)))))
+    /// A refusal, after a pause, in which `body` is read away.
+    pub(super) fn over_budget(wait: Duration, body: Incoming, body_bytes: usize) -> Self {
+        Self::Later(Box::pin(slowed(answer::refusal(&over_budget(wait)), body, body_bytes)))
     }
 }
 

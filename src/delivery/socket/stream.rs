@@ -20,8 +20,8 @@ use tokio::net::UnixStream;
 
 /// Bytes of a small reply, head and all: what the allocator has at hand without taking a lock.
 const SMALL_MAX: usize = 1024;
-/// Bytes that are read in the first turn: nearly every request's head.
-const FIRST_READ: usize = 1024;
+/// Bytes of one read in the first turn: nearly every request, also with a pod's token in its head.
+const FIRST_READ: usize = 4096;
 
 /// Whether a stream waits for its other end: not in its first turn.
 #[derive(Debug, Clone, Default)]
@@ -160,7 +160,7 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Hyper drops the stream next, which hangs up just as well.
+    /// It is dropped next, which hangs up just as well: what was sent can still be read.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
