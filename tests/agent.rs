@@ -237,24 +237,28 @@ fn sockets_have_their_modes_and_a_second_agent_does_not_steal_them() {
 fn a_body_that_follows_its_head_does_not_end_the_connection_whatever_becomes_of_it() {
     let dir = playground();
     let agent = start(dir.path(), &[CONFIG, GRANTS]);
-    let head = |method: &str, target: &str| {
-        format!("{method} /v1/{target} HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+    let head = |method: &str, target: &str, body: usize| {
+        format!("{method} {target} HTTP/1.1\r\nhost: a\r\ncontent-length: {body}\r\n\r\n")
     };
     assert_eq!(agent.read("secret/data/shop/web").status, 200);
-    // A write, which is refused; a hit and a path that there is not, asked for with a body.
-    for (method, target, code) in [
-        ("POST", "secret/data/shop/web", "405"),
-        ("GET", "secret/data/shop/web", "200"),
-        ("GET", "nowhere/data/x", "404"),
+    // A write, a hit, a path that there is not, what is an operator's, and a body that is too long.
+    for (method, target, code, body) in [
+        ("POST", "/v1/secret/data/shop/web", "405", 2),
+        ("GET", "/v1/secret/data/shop/web", "200", 2),
+        ("GET", "/v1/nowhere/data/x", "404", 2),
+        ("POST", "/agent/v1/reload", "403", 2),
+        ("PUT", "/v1/sys/leases/renew", "413", 64 * 1024 + 2),
+        ("GET", "/agent/v1/health/live", "200", 2),
     ] {
         let mut stream = UnixStream::connect(agent.host_socket()).expect("a connection");
         for _ in 0..2 {
-            stream.write_all(head(method, target).as_bytes()).expect("sent");
-            std::thread::sleep(Duration::from_millis(20));
-            stream.write_all(b"{}").expect("the connection is still there");
+            for piece in [head(method, target, body).as_bytes(), &vec![b' '; body - 1], b"}"] {
+                stream.write_all(piece).expect("the connection is still there");
+                std::thread::sleep(Duration::from_millis(20));
+            }
             let mut reply = [0; 4096];
             let length = stream.read(&mut reply).expect("an answer");
-            let reply = String::from_utf8_lossy(&reply[..length]).into_owned();
+            let reply = String::from_utf8_lossy(&reply[..length]);
             assert!(reply.starts_with(&format!("HTTP/1.1 {code} ")), "{method} {target}: {reply}");
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use secrets_broker::delivery::socket::admission::Admission;
 use secrets_broker::delivery::socket::caps::Caps;
@@ -23,6 +23,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+/// How long a slow reply takes.
+const SLOW: Duration = Duration::from_millis(200);
 /// No test waits this long unless it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,8 +51,9 @@ async fn reply(
     let body = match request.uri().path().trim_start_matches('/').parse::<usize>() {
         Ok(length) => Bytes::from(vec![b'x'; length]),
         Err(_) if request.uri().path() == "/slow" => {
+            let _body = request.into_body().collect().await.unwrap();
             slow.notify_one();
-            tokio::time::sleep(Duration::from_millis(30)).await;
+            tokio::time::sleep(SLOW).await;
             Bytes::from("slow")
         }
         Err(_) => Bytes::from(format!("uid {uid}")),
@@ -154,6 +157,26 @@ async fn a_connection_without_requests_is_closed_after_its_idle_time_not_its_hea
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
     assert_eq!(read_to_end(&mut stream).await, "");
+    assert_eq!(server.refused("slow_request"), 0);
+}
+
+#[tokio::test]
+async fn who_asked_before_it_sent_its_body_is_waited_for_no_longer_than_others() {
+    let short = SLOW / 5;
+    let limits = Limits { header_timeout: short, idle_timeout: short, ..Limits::default() };
+    let server = serve(limits);
+    let mut stream = server.connect().await;
+    let mut scrap = [0_u8; 1024];
+    let head =
+        b"POST /slow HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    for _ in 0..2 {
+        stream.write_all(head).await.unwrap();
+        let length = stream.read(&mut scrap).await.unwrap();
+        assert_eq!(&scrap[..length], b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"{}").await.unwrap();
+        let length = stream.read(&mut scrap).await.unwrap();
+        assert!(scrap[..length].starts_with(b"HTTP/1.1 200 OK\r\n"));
+    }
     assert_eq!(server.refused("slow_request"), 0);
 }
 

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::calls::ValueCap;
 use super::report::Report;
 use super::request::Request;
-use super::snapshot::{HashedKey, Snapshot};
+use super::snapshot::{Reader, Snapshot};
 use super::{
     Entry, Freshness, LocalLease, LocalLeaseError, LoginTokens, ReadError, Reply, ResolveError,
     Subscription,
@@ -39,29 +39,29 @@ pub struct Broker {
 }
 
 /// Where the snapshot has what was authorised; worked out once per decision, since copying the
-/// names for every read would make readers on several cores wait for each other.
+/// names for every read would make readers on several cores wait for each other. It holds no value.
 pub struct Place {
-    shared: HashedKey,
-    own: Option<HashedKey>,
+    shared: Reader,
+    own: Option<Reader>,
     /// The last hit was the caller's own credential: it is looked for first.
-    is_own: AtomicBool,
+    is_own: bool,
 }
 
 impl Broker {
     /// The place of what was authorised.
     pub fn place(&self, authorized: &Authorized) -> Place {
-        let key = |consumer| {
+        let reader = |consumer| {
             let (secret, login) = (authorized.secret().clone(), authorized.login().clone());
-            self.snapshot.hashed(CacheKey { secret, login, consumer })
+            self.snapshot.reader(CacheKey { secret, login, consumer })
         };
         let own = authorized.dynamic_owner().cloned();
-        let own = own.map(|consumer| key(Some(consumer)));
-        Place { shared: key(None), own, is_own: AtomicBool::new(false) }
+        let own = own.map(|consumer| reader(Some(consumer)));
+        Place { shared: reader(None), own, is_own: false }
     }
 
     /// The hit path: the current entry for what was authorised, if it may be served as fresh now.
     /// Never enters the task and never waits. Extends the caller's local lease on a leased secret.
-    pub fn lookup(&self, place: &Place, now: BootInstant) -> Option<Reply> {
+    pub fn lookup(&self, place: &mut Place, now: BootInstant) -> Option<Reply> {
         let entry = self.entry(place)?;
         if now >= entry.fresh_until || now >= entry.dead_at {
             return None;
@@ -88,21 +88,19 @@ impl Broker {
         Some(Reply { entry, freshness: Freshness::Hit, local_lease })
     }
 
-    fn entry(&self, place: &Place) -> Option<Arc<Entry>> {
-        let own = || place.own.as_ref().and_then(|key| self.snapshot.get(key));
-        // What is shared by login identity is never a dynamic credential of somebody else's.
-        let shared =
-            || self.snapshot.get(&place.shared).filter(|entry| entry.kind != PathKind::Minting);
-        if place.is_own.load(Ordering::Relaxed)
-            && let Some(entry) = own()
+    fn entry(&self, place: &mut Place) -> Option<Arc<Entry>> {
+        if place.is_own
+            && let Some(entry) = place.own.as_mut().and_then(|own| self.snapshot.get(own))
         {
             return Some(entry);
         }
-        if let Some(entry) = shared() {
+        // What is shared by login identity is never a dynamic credential of somebody else's.
+        let shared = self.snapshot.get(&mut place.shared);
+        if let Some(entry) = shared.filter(|entry| entry.kind != PathKind::Minting) {
             return Some(entry);
         }
-        let entry = own()?;
-        place.is_own.store(true, Ordering::Relaxed);
+        let entry = self.snapshot.get(place.own.as_mut()?)?;
+        place.is_own = true;
         Some(entry)
     }
 

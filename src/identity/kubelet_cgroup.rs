@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::cgroup::{goes_up, lines};
+use super::placed::Placed;
 use super::runtime_names::{container_segment, is_hex};
 use crate::domain::{ContainerId, PodUid};
 
@@ -64,6 +65,7 @@ pub struct KubeletCgroup {
     /// Hierarchies in which the agent's own pod was found, so that others must be, too.
     hierarchies: BTreeSet<String>,
     namespace: Option<Namespace>,
+    placed: Placed,
 }
 
 /// The agent's own cgroup namespace, if it is not the host's: paths are then relative to its root.
@@ -133,6 +135,7 @@ impl KubeletCgroup {
         let depths = lines.map(|line| (line.hierarchy.to_owned(), steps(line.path)));
         let depths: BTreeMap<String, usize> = depths.filter(|(_, depth)| *depth > 0).collect();
         self.namespace = (!depths.is_empty()).then_some(Namespace { pod, depths });
+        self.placed = Placed::default();
         self
     }
 
@@ -143,6 +146,7 @@ impl KubeletCgroup {
             slice: slice.to_owned(),
             hierarchies: BTreeSet::new(),
             namespace: None,
+            placed: Placed::default(),
         }
     }
 
@@ -172,6 +176,16 @@ impl KubeletCgroup {
     /// Hierarchies that a peer's pod must be found in.
     pub(super) fn hierarchies(&self) -> &BTreeSet<String> {
         &self.hierarchies
+    }
+
+    /// Placements of this kubelet's node that were worked out before.
+    pub(super) fn placed(&self) -> &Placed {
+        &self.placed
+    }
+
+    /// Whether paths are relative to the agent's own place, which differs by hierarchy.
+    pub(super) fn has_own_namespace(&self) -> bool {
+        self.namespace.is_some()
     }
 
     /// `path` as the host's root shows it, if that can be told.

@@ -150,3 +150,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn nothing_that_was_placed_before_holds_in_another_namespace() {
+    let kubelet = KubeletCgroup::configured("/kubepods").unwrap();
+    let is_judged = |kubelet: &KubeletCgroup| {
+        let mut judged = false;
+        kubelet.placed().or_judge("0::/\n", || {
+            judged = true;
+            Placement::Host
+        });
+        judged
+    };
+    assert!(is_judged(&kubelet) && !is_judged(&kubelet));
+    let pod = "7d2c5a0e-3f1b-4c8d-9e6f-0a1b2c3d4e5f".parse().unwrap();
+    assert!(is_judged(&kubelet.seen_from("0::/../../..\n", pod)));
+}

@@ -10,6 +10,7 @@ pub mod kubelet_cgroup;
 pub mod lock_out;
 mod open_files;
 pub mod peer;
+mod placed;
 pub mod pods;
 mod process;
 mod runtime_names;

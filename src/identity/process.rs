@@ -68,7 +68,11 @@ impl<'a> Process<'a> {
         kubelet: Option<&KubeletCgroup>,
     ) -> Result<(Placement, String), PeerError> {
         let (shown, cgroup) = self.show(CGROUP)?;
-        let placement = placement(&cgroup, kubelet);
+        let judge = || placement(&cgroup, kubelet);
+        let placement = match kubelet {
+            Some(kubelet) => kubelet.placed().or_judge(&cgroup, judge),
+            None => judge(),
+        };
         if placement == Placement::Host && may_hide_an_exit(&cgroup) {
             let (stat, before) = self.show("stat")?;
             let same = self.text(&shown)? == cgroup;

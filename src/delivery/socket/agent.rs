@@ -79,7 +79,11 @@ struct UnlockRequest {
 }
 
 impl Connection {
-    pub(super) async fn agent(&self, route: AgentRoute, body: Incoming) -> Result<Answer, Refusal> {
+    pub(super) async fn agent(
+        &self,
+        route: AgentRoute,
+        body: &mut Incoming,
+    ) -> Result<Answer, Refusal> {
         let (api, viewer) = (&self.deps.operators, self.viewer());
         let reports =
             matches!(route, AgentRoute::Status | AgentRoute::Leases | AgentRoute::Explain { .. });
@@ -138,7 +142,7 @@ impl Connection {
         Ok(answer::text(metrics::CONTENT_TYPE, text))
     }
 
-    async fn refresh(&self, viewer: &Viewer, body: Incoming) -> Result<Value, Refusal> {
+    async fn refresh(&self, viewer: &Viewer, body: &mut Incoming) -> Result<Value, Refusal> {
         let body = self.body(body).await?;
         let asked: RefreshRequest = serde_json::from_slice(&body)
             .map_err(|_| Refusal::bad_request("the body must be a JSON object with a path"))?;
@@ -163,7 +167,7 @@ impl Connection {
         Ok(json!({ "secret": secret.to_string(), "entries": entries }))
     }
 
-    async fn reload(&self, viewer: &Viewer, body: Incoming) -> Result<Box<RawValue>, Refusal> {
+    async fn reload(&self, viewer: &Viewer, body: &mut Incoming) -> Result<Box<RawValue>, Refusal> {
         if !matches!(viewer, Viewer::Operator) {
             return Err(Refusal::denied());
         }
@@ -174,7 +178,7 @@ impl Connection {
         self.deps.operators.reload(asked.accept).await
     }
 
-    async fn unlock(&self, viewer: &Viewer, body: Incoming) -> Result<Value, Refusal> {
+    async fn unlock(&self, viewer: &Viewer, body: &mut Incoming) -> Result<Value, Refusal> {
         if !matches!(viewer, Viewer::Operator) {
             return Err(Refusal::denied());
         }

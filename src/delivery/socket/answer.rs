@@ -1,6 +1,7 @@
 //! Replies: Vault's envelope and error body, and the headers every reply has.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,8 @@ const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
+/// Ages, in seconds, below which nearly all secrets are fetched again.
+const AGE_USUAL: u32 = 600;
 /// Seconds a client is told to wait when nothing better is known.
 const RETRY_SECONDS: u64 = 1;
 
@@ -69,43 +72,25 @@ pub(super) fn envelope(data: &Value) -> Value {
     })
 }
 
-/// The last `Age` that was written: within a second it is written once.
-pub(super) struct Age {
-    seconds: u64,
-    value: HeaderValue,
-}
-
-impl Default for Age {
-    fn default() -> Self {
-        Self { seconds: 0, value: HeaderValue::from(0) }
-    }
-}
-
-impl Age {
-    fn of(&mut self, entry: &Entry, now: BootInstant) -> HeaderValue {
-        let seconds = now.since(entry.fetched_at).as_secs();
-        if seconds != self.seconds {
-            *self = Self { seconds, value: HeaderValue::from(seconds) };
-        }
-        self.value.clone()
-    }
+/// `Age` in whole seconds; of those that are usual the text is at hand.
+fn age(entry: &Entry, now: BootInstant) -> HeaderValue {
+    static USUAL: LazyLock<Vec<String>> =
+        LazyLock::new(|| (0..AGE_USUAL).map(|age| age.to_string()).collect());
+    let seconds = now.since(entry.fetched_at).as_secs();
+    let usual = usize::try_from(seconds).ok().and_then(|seconds| USUAL.get(seconds));
+    usual.map_or_else(|| HeaderValue::from(seconds), |text| HeaderValue::from_static(text))
 }
 
 /// A secret, with its age and how it was come by, in `headers` without any. The body shares the
 /// entry's wiped memory.
 #[inline]
-pub(super) fn secret(
-    reply: &Reply,
-    mut headers: HeaderMap,
-    age: &mut Age,
-    now: BootInstant,
-) -> Answer {
+pub(super) fn secret(reply: &Reply, mut headers: HeaderMap, now: BootInstant) -> Answer {
     let body = match reply.entry.kind {
         PathKind::Minting => leased_envelope(reply),
         PathKind::Kv | PathKind::Static => reply.entry.data.body(),
     };
     headers.insert(X_CACHE, x_cache(reply.freshness));
-    headers.insert(AGE, age.of(&reply.entry, now));
+    headers.insert(AGE, age(&reply.entry, now));
     with_body(StatusCode::OK, body, headers)
 }
 
@@ -236,7 +221,6 @@ mod tests {
         let answer = secret(
             &reply(PathKind::Kv, "{ \"data\" : 1 }", None),
             HeaderMap::new(),
-            &mut Age::default(),
             BootInstant::from_nanos(43_999_999_999),
         );
         let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
@@ -245,6 +229,16 @@ mod tests {
         assert_eq!(header("cache-control"), "no-store");
         assert_eq!(header("content-type"), "application/json");
         assert_eq!(body(answer).await, b"{ \"data\" : 1 }");
+    }
+
+    #[test]
+    fn an_age_is_in_whole_seconds_usual_or_not() {
+        let reply = reply(PathKind::Kv, "{}", None);
+        for seconds in [0, 1, 59, AGE_USUAL - 1, AGE_USUAL, AGE_USUAL + 1, 86_400] {
+            let now =
+                reply.entry.fetched_at + Duration::from_millis(u64::from(seconds) * 1000 + 999);
+            assert_eq!(age(&reply.entry, now), seconds.to_string());
+        }
     }
 
     #[tokio::test]
@@ -260,7 +254,6 @@ mod tests {
         let answer = secret(
             &reply(PathKind::Minting, r#"{"password":"p\"1"}"#, Some(lease)),
             HeaderMap::new(),
-            &mut Age::default(),
             BootInstant::default(),
         );
         let value: Value = serde_json::from_slice(&body(answer).await).unwrap();

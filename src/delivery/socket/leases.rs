@@ -26,7 +26,7 @@ impl Connection {
         &self,
         action: LeaseAction,
         id: Option<LocalLeaseId>,
-        body: Incoming,
+        body: &mut Incoming,
     ) -> Result<Answer, Refusal> {
         let body = self.body(body).await?;
         let id = match id {

@@ -72,8 +72,9 @@ impl Connection {
     /// Answers one request that is no hit, or may be none.
     pub(super) async fn answer(self: Arc<Self>, parts: Parts, mut body: Incoming) -> Answer {
         let route = request::parse(&parts.method, &parts.uri, &parts.headers);
-        if !matches!(route, Ok(Route::Lease(..) | Route::Agent(_))) {
-            discard(&mut body, self.caps.limits.body_bytes, BODY_PATIENCE).await;
+        let wants_body = matches!(route, Ok(Route::Lease(..) | Route::Agent(_)));
+        if !wants_body {
+            self.discard(&mut body).await;
         }
         let route = match route {
             Ok(route) => route,
@@ -95,9 +96,13 @@ impl Connection {
             Route::MountInfo(path) => self.mount_info(path, &parts.headers).await,
             Route::TokenLookup => Ok(local::token_lookup(&self.caller.identity)),
             Route::TokenRenew => Ok(local::token_renew()),
-            Route::Lease(action, id) => self.lease(action, id, body).await,
-            Route::Agent(route) => self.agent(route, body).await,
+            Route::Lease(action, id) => self.lease(action, id, &mut body).await,
+            Route::Agent(route) => self.agent(route, &mut body).await,
         };
+        if wants_body {
+            // What is left of it: some are refused before it was read, or because of it.
+            self.discard(&mut body).await;
+        }
         self.count(label, "none", result)
     }
 
@@ -113,7 +118,7 @@ impl Connection {
     }
 
     /// A whole request body within its size and time.
-    pub(super) async fn body(&self, body: Incoming) -> Result<Bytes, Refusal> {
+    pub(super) async fn body(&self, body: &mut Incoming) -> Result<Bytes, Refusal> {
         let limits = &self.caps.limits;
         let collected = Limited::new(body, limits.body_bytes).collect();
         match tokio::time::timeout(limits.header_timeout, collected).await {
@@ -131,6 +136,10 @@ impl Connection {
                 "the request body did not arrive in time",
             )),
         }
+    }
+
+    async fn discard(&self, body: &mut Incoming) {
+        discard(body, self.caps.limits.body_bytes, BODY_PATIENCE).await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
-use super::answer::{self, Age};
+use super::answer;
 use super::directory::Located;
 use super::request::{self, Refusal};
 use super::routes::Connection;
@@ -38,7 +38,6 @@ pub(super) struct Memo {
     place: Place,
     namespace: Option<String>,
     served: Served,
-    age: Age,
 }
 
 impl Connection {
@@ -58,7 +57,7 @@ impl Connection {
         {
             return None;
         }
-        let reply = self.deps.broker.lookup(&memo.place, now)?;
+        let reply = self.deps.broker.lookup(&mut memo.place, now)?;
         memo.served.note(now).ok()?;
         match reply.freshness {
             Freshness::Hit => _ = self.deps.metrics.hits.inc(),
@@ -70,7 +69,7 @@ impl Connection {
         if headers.capacity() > HEADERS_USUAL {
             headers = HeaderMap::new();
         }
-        Some(answer::secret(&reply, headers, &mut memo.age, now))
+        Some(answer::secret(&reply, headers, now))
     }
 
     /// The long way: decide unless decided, then the snapshot, then the broker.
@@ -98,7 +97,7 @@ impl Connection {
                 authorized
             }
         };
-        let reply = match self.deps.broker.lookup(&self.deps.broker.place(&authorized), now) {
+        let reply = match self.deps.broker.lookup(&mut self.deps.broker.place(&authorized), now) {
             Some(reply) => reply,
             None => self.deps.broker.read(authorized).await?,
         };
@@ -108,7 +107,7 @@ impl Connection {
         if let Some(memo) = self.memos().get_mut(target) {
             memo.served.note(now)?;
         }
-        let answer = answer::secret(&reply, HeaderMap::new(), &mut Age::default(), now);
+        let answer = answer::secret(&reply, HeaderMap::new(), now);
         Ok((answer, answer::cache_label(reply.freshness)))
     }
 
@@ -238,10 +237,7 @@ impl Connection {
             *memos = Memos::default();
         }
         let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
-        memos.insert(
-            target.into(),
-            Memo { authorized, place, namespace, served, age: Age::default() },
-        );
+        memos.insert(target.into(), Memo { authorized, place, namespace, served });
     }
 
     /// Only this connection's requests, one at a time, ever take the lock.

@@ -124,7 +124,7 @@ impl Transport {
     where
         F: Fn(LetIn) -> S + Send + Sync + 'static,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible> + Send + 'static,
-        S::Future: Send + Unpin,
+        S::Future: Send,
     {
         let mut connections = JoinSet::new();
         let shared = Arc::new((self, make));
@@ -195,7 +195,6 @@ impl Transport {
     ) where
         F: Fn(LetIn) -> S,
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
-        S::Future: Unpin,
     {
         match found {
             Ok(caller) => {
@@ -248,7 +247,6 @@ impl Transport {
     async fn serve<S>(&self, stream: OwnedFd, peer: &Peer, service: S, stop: CancellationToken)
     where
         S: Service<Request<Incoming>, Response = Answer, Error = Infallible>,
-        S::Future: Unpin,
     {
         let activity = Arc::new(Activity::default());
         // The first request is due at once: a client that connects and says nothing is slow.
