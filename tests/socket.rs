@@ -161,7 +161,7 @@ async fn a_connection_without_requests_is_closed_after_its_idle_time_not_its_hea
 }
 
 #[tokio::test]
-async fn who_asked_before_it_sent_its_body_is_waited_for_no_longer_than_others() {
+async fn who_asked_before_it_sent_its_body_is_not_dropped_while_it_is_answered() {
     let short = SLOW / 5;
     let limits = Limits { header_timeout: short, idle_timeout: short, ..Limits::default() };
     let server = serve(limits);

@@ -45,33 +45,24 @@ pub(super) struct Line<'a> {
 /// must agree; none may hint at another container; and a hierarchy that holds the agent's own pod
 /// must hold the peer's.
 pub fn placement(text: &str, kubelet: Option<&KubeletCgroup>) -> Placement {
-    let (mut pod, mut in_pod) = (None, Vec::new());
-    let mut last: Option<(&str, bool)> = None;
+    let (mut pod, mut in_pod, mut empty) = (None, Vec::new(), true);
     for line in each_line(text) {
         let Some(line) = line else { return UNREADABLE };
-        let is_pod = match last {
-            // Most hierarchies have the same path, which says the same of each.
-            Some((path, is_pod)) if path == line.path && !depends_on_hierarchy(kubelet) => is_pod,
-            _ => match place(&line, kubelet) {
-                Place::Outside => false,
-                Place::Doubtful(reason) => return Placement::Container { reason },
-                Place::Pod(uid, container) => {
-                    let found = (uid, container);
-                    if pod.as_ref().is_some_and(|earlier| *earlier != found) {
-                        return Placement::Container { reason: "two pods or containers at once" };
-                    }
-                    pod = Some(found);
-                    true
+        empty = false;
+        match place(&line, kubelet) {
+            Place::Outside => {}
+            Place::Doubtful(reason) => return Placement::Container { reason },
+            Place::Pod(uid, container) => {
+                in_pod.push(line.hierarchy);
+                if *pod.get_or_insert_with(|| (uid.clone(), container.clone())) != (uid, container)
+                {
+                    return Placement::Container { reason: "two pods or containers at once" };
                 }
-            },
-        };
-        if is_pod {
-            in_pod.push(line.hierarchy);
+            }
         }
-        last = Some((line.path, is_pod));
     }
     let Some((uid, container)) = pod else {
-        return last.map_or(UNREADABLE, |_| Placement::Host);
+        return if empty { UNREADABLE } else { Placement::Host };
     };
     let mut expected = kubelet.into_iter().flat_map(KubeletCgroup::hierarchies);
     if expected.all(|hierarchy| in_pod.contains(&hierarchy.as_str())) {
@@ -98,15 +89,10 @@ fn each_line(text: &str) -> impl Iterator<Item = Option<Line<'_>>> {
 }
 
 fn line(text: &str) -> Option<Line<'_>> {
-    let (hierarchy, rest) = text.split_once(':')?;
-    let (_controllers, path) = rest.split_once(':')?;
+    let mut fields = text.splitn(3, ':');
+    let (hierarchy, _controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
     let numbered = !hierarchy.is_empty() && hierarchy.bytes().all(|byte| byte.is_ascii_digit());
     (numbered && path.starts_with('/')).then_some(Line { hierarchy, path })
-}
-
-/// Whether one and the same path may mean something else in another hierarchy.
-fn depends_on_hierarchy(kubelet: Option<&KubeletCgroup>) -> bool {
-    kubelet.is_some_and(KubeletCgroup::has_own_namespace)
 }
 
 fn place(line: &Line<'_>, kubelet: Option<&KubeletCgroup>) -> Place {
@@ -125,11 +111,7 @@ fn place(line: &Line<'_>, kubelet: Option<&KubeletCgroup>) -> Place {
 
 /// Whether a path has a step up, so begins outside of the reader's cgroup namespace.
 pub(super) fn goes_up(path: &str) -> bool {
-    // Without leaving early: so it takes many bytes at once.
-    let bytes = path.as_bytes();
-    let pairs = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
-    let dots = pairs.fold(false, |so_far, pair| so_far | (pair == (&b'.', &b'.')));
-    dots && path.split('/').any(|segment| segment == "..")
+    path.contains("/..") && path.split('/').any(|segment| segment == "..")
 }
 
 /// A path that is no pod's: the host's, unless anything hints at a container.

@@ -183,11 +183,6 @@ impl KubeletCgroup {
         &self.placed
     }
 
-    /// Whether paths are relative to the agent's own place, which differs by hierarchy.
-    pub(super) fn has_own_namespace(&self) -> bool {
-        self.namespace.is_some()
-    }
-
     /// `path` as the host's root shows it, if that can be told.
     ///
     /// Steps up lead to one of our own ancestors, all of which the kubelet made. Where the name of
