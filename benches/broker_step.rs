@@ -6,6 +6,7 @@
 //! 5 µs at 100 000 leases, at most 3 × the cost at 10 000, and no step for entries nobody reads.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::{Duration, Instant};
 
 use secrets_broker::broker::event::{
@@ -17,10 +18,7 @@ use secrets_broker::clock::BootInstant;
 use secrets_broker::domain::{ConsumerId, EngineKind, LoginIdentity, SecretRef};
 use secrets_broker::source::{ConfiguredMount, LeaseTerms, SourceError, TokenGrant, TokenKind};
 
-#[path = "support/report.rs"]
-mod report;
-
-use report::{median, percentile, verdict};
+use crate::report::{self, median, percentile, verdict};
 
 const SIZES: [u32; 3] = [1_000, 10_000, 100_000];
 const STEP_MOST: f64 = 5.0;
@@ -198,7 +196,8 @@ fn idle_steps_per_hour(count: u32) -> f64 {
     driver.advance(driver.now + 24 * HOUR) as f64 / 24.0
 }
 
-fn main() {
+/// Prints the tables.
+pub fn run() -> io::Result<()> {
     let mut drivers = SIZES.map(Driver::with_leases);
     let mut rounds: [Vec<Round>; 3] = Default::default();
     for _ in 0..ROUNDS {
@@ -240,4 +239,5 @@ fn main() {
     );
     let same = idle[2] - idle[0] < 1.0;
     println!("  {}", verdict("not more with more entries:", same));
+    Ok(())
 }

@@ -11,23 +11,11 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-#[path = "../tests/support/agent.rs"]
-mod agent;
-#[path = "support/bare.rs"]
-mod bare;
-#[path = "support/cores.rs"]
-mod cores;
-#[path = "support/load.rs"]
-mod load;
-#[path = "../tests/support/process.rs"]
-mod process;
-#[path = "support/report.rs"]
-mod report;
-
-use agent::Agent;
-use cores::Cores;
-use load::{Connections, Seen};
-use report::{median, verdict};
+use crate::bare;
+use crate::cores::Cores;
+use crate::load::{self, Connections, Seen};
+use crate::report::{self, median, verdict};
+use crate::support::agent::Agent;
 
 const RATE_LEAST: f64 = 0.85;
 const P99_MOST: f64 = 1.5;
@@ -67,8 +55,8 @@ struct Server<'a> {
     targets: Vec<String>,
 }
 
-fn main() -> io::Result<()> {
-    bare::serve_if_asked()?;
+/// Prints the tables.
+pub fn run() -> io::Result<()> {
     let cores = Cores::share_out()?;
     cores.be_a_server()?;
     let dir = tempfile::TempDir::with_prefix("bench-")?;

@@ -10,24 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
-#[path = "../tests/support/agent.rs"]
-mod agent;
-#[path = "../tests/support/fake_vault.rs"]
-mod fake_vault;
-#[path = "../tests/support/process.rs"]
-mod process;
-#[path = "support/reader.rs"]
-mod reader;
-#[path = "support/report.rs"]
-mod report;
-#[path = "support/resident.rs"]
-mod resident;
-
-use agent::Agent;
-use fake_vault::{Answer, FakeVault};
-use reader::Reader;
-use resident::Memory;
 use serde_json::json;
+
+use crate::fake_vault::{Answer, FakeVault};
+use crate::reader::Reader;
+use crate::report;
+use crate::resident::Memory;
+use crate::support::agent::Agent;
 
 const SECRETS: usize = 10_000;
 const SECRET_BYTES: usize = 1024;
@@ -60,7 +49,8 @@ kind = "local"
 file = "{dir}/secrets.toml"
 "#;
 
-fn main() -> io::Result<()> {
+/// Prints the tables.
+pub fn run() -> io::Result<()> {
     let mut rows = Vec::new();
     for (source, secrets) in [("Vault", 1), ("Vault", SECRETS), ("local", 1), ("local", SECRETS)] {
         let dir = tempfile::TempDir::with_prefix("bench-")?;

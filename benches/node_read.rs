@@ -20,34 +20,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-#[path = "support/bare.rs"]
-mod bare;
-#[path = "support/cgroup.rs"]
-mod cgroup;
-#[path = "support/cores.rs"]
-mod cores;
-#[path = "support/load.rs"]
-mod load;
-#[path = "../tests/support/nobody_asks.rs"]
-mod nobody_asks;
-#[path = "support/node.rs"]
-mod node;
-#[path = "../tests/support/process.rs"]
-mod process;
-#[path = "support/report.rs"]
-mod report;
-#[path = "support/resident.rs"]
-mod resident;
-
-use cgroup::Cgroups;
-use cores::Cores;
-use load::{Connections, Seen};
-use report::{median, verdict};
-use resident::processor_time;
-use secrets_broker::sys::WipingAllocator;
-
-#[global_allocator]
-static ALLOCATOR: WipingAllocator = WipingAllocator;
+use crate::bare;
+use crate::cgroup::Cgroups;
+use crate::cores::Cores;
+use crate::load::{self, Connections, Seen};
+use crate::node;
+use crate::report::{self, median, verdict};
+use crate::resident::processor_time;
 
 const NEW_LEAST: f64 = 0.7;
 const KEPT_LEAST: f64 = 0.85;
@@ -93,9 +72,8 @@ impl Round {
     }
 }
 
-fn main() -> io::Result<()> {
-    bare::serve_if_asked()?;
-    node::serve_if_asked()?;
+/// Prints the tables.
+pub fn run() -> io::Result<()> {
     let cores = Cores::share_out()?;
     cores.be_a_server()?;
     let dir = tempfile::TempDir::with_prefix("bench-")?;

@@ -17,28 +17,12 @@ use std::{env, fs, io};
 use futures_util::StreamExt;
 use serde_json::json;
 
-#[path = "../tests/support/cluster.rs"]
-mod cluster;
-#[path = "../tests/support/csi_driver.rs"]
-mod csi_driver;
-#[path = "../tests/support/fake_vault.rs"]
-mod fake_vault;
-#[path = "../tests/support/pod_cgroups.rs"]
-mod pod_cgroups;
-#[path = "../tests/support/pod_node.rs"]
-mod pod_node;
-#[path = "support/report.rs"]
-mod report;
-#[path = "support/resident.rs"]
-mod resident;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
-use cluster::Pod;
-use csi_driver::CsiDriver;
-use fake_vault::{Answer, FakeVault};
-use pod_node::{PodNode, VAULT};
-use resident::{Memory, processor_time};
+use crate::cluster::{self, Pod};
+use crate::csi_driver::CsiDriver;
+use crate::fake_vault::{Answer, FakeVault};
+use crate::pod_node::{self, PodNode, VAULT};
+use crate::report;
+use crate::resident::{Memory, processor_time};
 
 const PODS: usize = 110;
 const SECRETS: usize = 5;
@@ -58,10 +42,11 @@ ttl = "1h"
 upstream_per_second = 1000000
 "#;
 
-fn main() -> io::Result<()> {
+/// Prints the tables.
+pub fn run() -> io::Result<()> {
     if env::var_os("SECRETS_BROKER_TEST_ISOLATED").is_none() {
         let isolated = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/isolated");
-        return Err(Command::new(isolated).arg(env::current_exe()?).exec());
+        return Err(Command::new(isolated).arg(env::current_exe()?).arg("pods").exec());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut published = Vec::new();

@@ -12,21 +12,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
-#[path = "../tests/support/fake_vault.rs"]
-mod fake_vault;
-#[path = "support/reader.rs"]
-mod reader;
-#[path = "support/report.rs"]
-mod report;
-#[path = "../tests/support/mod.rs"]
-mod support;
-
-use fake_vault::{Answer, FakeVault};
-use reader::Reader;
-use report::{median, verdict};
 use serde_json::json;
-use support::agent::Agent;
-use support::testbed::Testbed;
+
+use crate::fake_vault::{Answer, FakeVault};
+use crate::reader::Reader;
+use crate::report::{self, median, verdict};
+use crate::support::agent::Agent;
+use crate::support::testbed::Testbed;
 
 const FIRST_SECRET_MOST: f64 = 100.0;
 const STARTS: usize = 15;
@@ -58,7 +50,8 @@ enum Server {
     Real { _testbed: Box<Testbed> },
 }
 
-fn main() -> io::Result<()> {
+/// Prints the tables.
+pub fn run() -> io::Result<()> {
     let upstream = match env::var_os("SECRETS_BROKER_TEST_SERVERS") {
         Some(_) => real(),
         None => scripted()?,

@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
-use crate::process::Process;
+use crate::support::process::Process;
 
 const ROLE: &str = "--bare-server";
 

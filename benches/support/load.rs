@@ -1,5 +1,4 @@
 //! A closed loop of clients on a Unix socket: raw bytes out, whole replies in, latencies kept.
-#![allow(dead_code, reason = "each bench uses a part of it")]
 
 use std::io;
 use std::path::Path;

@@ -34,7 +34,7 @@ use secrets_broker::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 
 use crate::nobody_asks::NobodyAsks;
-use crate::process::Process;
+use crate::support::process::Process;
 
 pub const PODS: usize = 500;
 pub const SECRETS: usize = 10_000;

@@ -1,5 +1,4 @@
 //! Tables for people: figures, their target, and whether it is met.
-#![allow(dead_code, reason = "each bench uses a part of it")]
 
 use std::fmt::Display;
 use std::time::Duration;

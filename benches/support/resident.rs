@@ -1,5 +1,4 @@
 //! What a process takes of memory and of the processors, as `/proc` has it.
-#![allow(dead_code, reason = "each bench uses a part of it")]
 
 use std::time::Duration;
 use std::{fs, io};

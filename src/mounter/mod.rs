@@ -153,13 +153,24 @@ pub enum Failure {
     #[error("the mounter does not understand the request; run the same version in both containers")]
     Malformed,
     /// The kernel refused.
-    #[error("cannot {what}: {}", io::Error::from_raw_os_error(*errno))]
+    #[error("cannot {what}: {}", reason(*errno))]
     System {
         /// What was tried.
         what: String,
         /// Why not.
         errno: i32,
     },
+}
+
+fn reason(errno: i32) -> String {
+    let refusal = io::Error::from_raw_os_error(errno);
+    match errno {
+        libc::ELOOP | libc::ENOTDIR => format!(
+            "a symbolic link or a file stands in the way; remove it from the kubelet's directories \
+             ({refusal})"
+        ),
+        _ => refusal.to_string(),
+    }
 }
 
 /// Turns a refusal of the kernel into a [`Failure`].

@@ -194,7 +194,7 @@ impl Mounts {
 
     /// Unmounts a target and removes its directory.
     pub(super) fn unbind(&self, target: &Target) -> Result<(), Failure> {
-        self.unless_behind_a_link(target.key(), (), || {
+        self.unless_something_is_in_the_way(target.key(), (), || {
             let Some(parent) = self.target_parent(target.key())? else { return Ok(()) };
             self.clear(&parent, TARGET_DIRECTORY, "the target")
         })
@@ -213,13 +213,14 @@ impl Mounts {
         let names = tree::names(&self.private).map_err(failed("list the private directory"))?;
         let keys: BTreeSet<VolumeKey> = names.iter().filter_map(|name| name.parse().ok()).collect();
         let table = MountTable::default();
+        table.lines()?;
         let mut rest = keys.into_iter().filter(|key| after.is_none_or(|after| key > after));
-        let page: Result<Vec<Mounted>, Failure> = rest
+        let page: Vec<Mounted> = rest
             .by_ref()
             .take(VOLUMES_PER_REPLY)
-            .map(|key| Ok(Mounted { bound: self.bound(&key, &table)?, key }))
+            .map(|key| Mounted { bound: self.may_be_bound(&key, &table), key })
             .collect();
-        Ok((page?, rest.next().is_some()))
+        Ok((page, rest.next().is_some()))
     }
 
     /// Inodes of a volume that are mounted somewhere by themselves.
@@ -260,7 +261,7 @@ impl Mounts {
 
     /// Whether the volume's target has a mount of ours on it.
     fn bound(&self, key: &VolumeKey, table: &MountTable) -> Result<bool, Failure> {
-        self.unless_behind_a_link(key, false, || {
+        self.unless_something_is_in_the_way(key, false, || {
             let Some(parent) = self.target_parent(key)? else { return Ok(false) };
             let target = if_there(open_directory(parent.as_fd(), TARGET_DIRECTORY))
                 .map_err(failed("open the target"))?;
@@ -272,16 +273,28 @@ impl Mounts {
         })
     }
 
-    /// What is found at a target, or `nothing` where a link stands in the way of a volume that is
-    /// mounted in its private place only: binding follows no link, so nothing of it is behind one.
-    fn unless_behind_a_link<T>(
+    /// The same of one volume among all: what cannot be found out about it must not hide the
+    /// others, and a pod may be using it.
+    fn may_be_bound(&self, key: &VolumeKey, table: &MountTable) -> bool {
+        self.bound(key, table).unwrap_or_else(|error| {
+            tracing::warn!(volume = %key, %error, "cannot tell whether a volume is bound");
+            true
+        })
+    }
+
+    /// What is found at a target, or `nothing` where a link or a file stands in the way of a volume
+    /// that is mounted in its private place only: binding passes neither, so nothing of it is
+    /// behind.
+    fn unless_something_is_in_the_way<T>(
         &self,
         key: &VolumeKey,
         nothing: T,
         find: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         match find() {
-            Err(Failure::System { errno: libc::ELOOP, .. }) if !self.has_copies(key)? => {
+            Err(Failure::System { errno: libc::ELOOP | libc::ENOTDIR, .. })
+                if !self.has_copies(key)? =>
+            {
                 Ok(nothing)
             }
             found => found,

@@ -18,6 +18,7 @@ const PERMISSION_DENIED: u32 = 7;
 const RESOURCE_EXHAUSTED: u32 = 8;
 const OUT_OF_RANGE: u32 = 11;
 const INTERNAL: u32 = 13;
+const UNAVAILABLE: u32 = 14;
 const UNAUTHENTICATED: u32 = 16;
 const SECRET: &[(&str, &str)] = &[("secret", "secret/shop/web#token")];
 
@@ -100,6 +101,7 @@ fn a_call_that_asks_for_what_there_is_not_is_refused() {
             INVALID_ARGUMENT,
             "ephemeral",
         ),
+        ("a map that is too long", attribute("secret", "x".repeat(200 << 10)), 3, "put some of"),
         (
             "a map of two megabytes",
             Box::new(|call| {
@@ -242,6 +244,16 @@ fn calls_out_of_order_again_and_of_a_kubelet_that_goes_away_leave_nothing() {
         let changed = [("secret", "secret/shop/web#token"), ("path", "renamed")];
         let refused = driver.publish(pod, "secrets", &changed).await.expect_err("other attributes");
         assert!(refused.message.contains("published already"), "{refused:?}");
+        // After a final code the kubelet might forget what is there.
+        assert_eq!(refused.code, UNAVAILABLE, "{refused:?}");
+        let mut call = driver.request(pod, "secrets", SECRET);
+        bearing(Pod::new("shop", "web-1", "web").token())(&mut call);
+        let refused = driver.send(&call).await.expect_err("another pod's token");
+        assert!(refused.message.contains("pod name"), "{refused:?}");
+        assert_eq!(refused.code, UNAVAILABLE, "{refused:?}");
+        call = driver.request(pod, "secrets", &[("secrte", "x")]);
+        let refused = driver.send(&call).await.expect_err("what is no attribute");
+        assert_eq!(refused.code, UNAVAILABLE, "{refused:?}");
         let file = fs::read_to_string(node.volume().join("mount/token"));
         assert_eq!(file.expect("what runs goes on"), "s3cr3t");
         for _ in 0..2 {
@@ -251,6 +263,7 @@ fn calls_out_of_order_again_and_of_a_kubelet_that_goes_away_leave_nothing() {
     assert_eq!(node.leftovers(), Vec::<String>::new());
 
     // The kubelet is gone at some moment of each call; its successor knows the pod is gone as well.
+    let mut cut = 0;
     for moment in 0..20 {
         let runtime = runtime();
         let gone = runtime.block_on(async {
@@ -261,6 +274,7 @@ fn calls_out_of_order_again_and_of_a_kubelet_that_goes_away_leave_nothing() {
         });
         // With the runtime goes the connection.
         drop(runtime);
+        cut += usize::from(gone);
         crate::runtime().block_on(async {
             let driver = driver(&node).await;
             driver.unpublish(pod, "secrets").await.unwrap_or_else(|e| panic!("{gone}: {e:?}"));
@@ -268,6 +282,27 @@ fn calls_out_of_order_again_and_of_a_kubelet_that_goes_away_leave_nothing() {
         // A call that was given up may still be on its way when the next one is answered.
         eventually(LIMIT / 10, "nothing is left", || node.leftovers().is_empty());
     }
+    assert!(cut > 0, "every call was answered in time");
+    // Nor does any of them still have its share of the node's memory.
+    crate::runtime().block_on(async {
+        let driver = driver(&node).await;
+        fill(&driver, pod).await;
+        for number in 0..8 {
+            driver.unpublish(pod, &volume(number)).await.expect("unpublish");
+        }
+    });
+    assert_eq!(node.leftovers(), Vec::<String>::new());
+}
+
+/// Eight volumes of a megabyte each fill the node.
+async fn fill(driver: &CsiDriver, pod: &Pod) {
+    for number in 0..8 {
+        driver.publish(pod, &volume(number), SECRET).await.expect("there is room");
+    }
+}
+
+fn volume(number: usize) -> String {
+    format!("volume-{number}")
 }
 
 #[test]
@@ -279,25 +314,28 @@ fn links_and_a_full_node_are_refused() {
     symlink(&outside, volumes.join("linked")).expect("link");
     runtime().block_on(async {
         let driver = driver(&node).await;
-        let refused = driver.publish(&node.pod, "linked", SECRET).await.expect_err("a link");
-        assert_eq!(refused.code, INTERNAL, "{refused:?}");
-        assert!(is_empty(&outside), "{refused:?}");
-        assert_eq!(node.leftovers(), Vec::<String>::new());
-
-        // Eight volumes of a megabyte each fill it.
-        let name = |number: usize| format!("volume-{number}");
-        for number in 0..8 {
-            driver.publish(&node.pod, &name(number), SECRET).await.expect("there is room");
+        let calls = ["linked", "file"].map(|name| driver.request(&node.pod, name, SECRET));
+        fs::remove_dir(volumes.join("file")).expect("remove the kubelet's directory");
+        fs::write(volumes.join("file"), "").expect("write a file");
+        for call in calls {
+            let refused = driver.send(&call).await.expect_err("in the way");
+            assert_eq!(refused.code, INTERNAL, "{refused:?}");
+            let says = "a symbolic link or a file stands in the way; remove it";
+            assert!(refused.message.contains(says), "{refused:?}");
+            assert!(is_empty(&outside), "{refused:?}");
+            assert_eq!(node.leftovers(), Vec::<String>::new(), "{refused:?}");
         }
-        let refused = driver.publish(&node.pod, &name(8), SECRET).await.expect_err("a full node");
+
+        fill(&driver, &node.pod).await;
+        let refused = driver.publish(&node.pod, &volume(8), SECRET).await.expect_err("a full node");
         assert_eq!(refused.code, RESOURCE_EXHAUSTED, "{refused:?}");
         assert!(refused.message.contains("raise [csi] volume_bytes_total"), "{refused:?}");
         // What is there is published again all the same, and room that is given back is room.
-        driver.publish(&node.pod, &name(0), SECRET).await.expect("it has its room");
-        driver.unpublish(&node.pod, &name(0)).await.expect("unpublish");
-        driver.publish(&node.pod, &name(8), SECRET).await.expect("there is room again");
+        driver.publish(&node.pod, &volume(0), SECRET).await.expect("it has its room");
+        driver.unpublish(&node.pod, &volume(0)).await.expect("unpublish");
+        driver.publish(&node.pod, &volume(8), SECRET).await.expect("there is room again");
         for number in 1..9 {
-            driver.unpublish(&node.pod, &name(number)).await.expect("unpublish");
+            driver.unpublish(&node.pod, &volume(number)).await.expect("unpublish");
         }
     });
     assert_eq!(node.leftovers(), Vec::<String>::new());

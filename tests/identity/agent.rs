@@ -15,11 +15,12 @@ use std::sync::{Arc, mpsc};
 use secrets_broker::audit::{Audit, AuditConfig, Output};
 use secrets_broker::broker::settings::Settings;
 use secrets_broker::broker::task::BrokerTask;
+use secrets_broker::clock::BootInstant;
 use secrets_broker::delivery::socket::{
     self, BoundSocket, Deps, Limits, NodeDoor, Ownership, PodDoor, ProofToken, Server,
     SourceDirectory,
 };
-use secrets_broker::domain::VolumeName;
+use secrets_broker::domain::{Pod, VolumeName};
 use secrets_broker::identity::ProofStrength;
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
 use secrets_broker::identity::pods::{DirectoryTask, WatchedNode};
@@ -43,16 +44,18 @@ use crate::{api_server, cluster};
 /// What only the victim may hear.
 pub(crate) const SECRET: &str = "the-victims-own";
 
-/// What asks for it, with a pod's token.
-pub(crate) fn request(token: &str) -> String {
-    let line = "GET /v1/secret/data/victim HTTP/1.1";
-    format!("{line}\r\nhost: localhost\r\nauthorization: Bearer {token}\r\n\r\n")
+/// What asks for it, with a pod's token or without.
+pub(crate) fn request(token: Option<&str>) -> String {
+    let head = "GET /v1/secret/data/victim HTTP/1.1\r\nhost: localhost\r\n";
+    let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+    format!("{head}{}\r\n", token.unwrap_or_default())
 }
 
 /// One server with a socket for each of its doors.
 pub(crate) struct Agent {
     /// Whoever holds its thread lets go when this is dropped.
     held: RefCell<Option<mpsc::SyncSender<()>>>,
+    node: Arc<NodeDoor>,
     directory: PathBuf,
     runtime: Runtime,
 }
@@ -89,11 +92,16 @@ impl Agent {
             runtime.spawn(async move { server.run(door, socket, &stop).await });
         }
         drop(inside);
-        Self { held: RefCell::default(), directory: directory.to_owned(), runtime }
+        Self { held: RefCell::default(), node, directory: directory.to_owned(), runtime }
     }
 
     pub(crate) fn socket(&self, door: Door) -> PathBuf {
         self.directory.join(name(door))
+    }
+
+    /// Forgets the forged tokens that came from this pod.
+    pub(crate) fn forgives(&self, pod: &Pod) {
+        self.node.unlock(pod.uid.as_str(), BootInstant::now());
     }
 
     /// Keeps its thread busy until [`Agent::release`].
@@ -149,7 +157,9 @@ fn name(door: Door) -> &'static str {
     match door {
         Door::PodSocket => "pod.sock",
         Door::NodeSocket => "node.sock",
-        Door::Victim | Door::Operator | Door::Kubelet => unreachable!("the agent has no such door"),
+        Door::Victim | Door::Operator | Door::Kubelet | Door::Driver => {
+            unreachable!("the agent has no such door")
+        }
     }
 }
 

@@ -13,8 +13,10 @@ pub(crate) enum Door {
     NodeSocket,
     /// The operator socket.
     Operator,
-    /// The CSI driver's socket.
+    /// The CSI driver's socket: whose connections are taken for the kubelet's.
     Kubelet,
+    /// The same, of an agent that is a process of its own: what it does for the kubelet's calls.
+    Driver,
 }
 
 /// Where a liar wants to be the victim.
@@ -27,6 +29,8 @@ pub(crate) const NODES: &[Door] = &[Door::NodeSocket];
 pub(crate) const OPERATORS: &[Door] = &[Door::Operator];
 /// Where a liar wants to be root of the host.
 pub(crate) const HOST: &[Door] = &[Door::Operator, Door::Kubelet];
+/// Where calls of the kubelet's count.
+pub(crate) const DRIVERS: &[Door] = &[Door::Driver];
 pub(crate) const PODS_AND_OPERATORS: &[Door] =
     &[Door::Victim, Door::PodSocket, Door::NodeSocket, Door::Operator];
 pub(crate) const ALL: &[Door] =
@@ -52,6 +56,7 @@ impl fmt::Display for Door {
             Self::NodeSocket => "the node's socket",
             Self::Operator => "the operators' door",
             Self::Kubelet => "the kubelet's door",
+            Self::Driver => "the CSI driver",
         })
     }
 }

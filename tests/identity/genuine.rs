@@ -7,6 +7,7 @@ use secrets_broker::identity::cgroup::{Placement, placement};
 use secrets_broker::identity::kubelet_cgroup::KubeletCgroup;
 
 use crate::door::{Door, PODS};
+use crate::driver::Driver;
 use crate::place::{ATTACKER, VICTIM};
 use crate::rig::Rig;
 use crate::stage::Actor;
@@ -14,9 +15,10 @@ use crate::stage::Actor;
 /// A claim, and what shows it in one place.
 type Control = (&'static str, fn(&Rig) -> bool);
 
-pub(crate) const CONTROLS: [Control; 4] = [
+pub(crate) const CONTROLS: [Control; 5] = [
     ("a process of the victim is attested as the victim", victim),
     ("another pod's is not", attacker),
+    ("a good publish call gives the victim its secret, until it is taken back", published),
     ("root of the host is an operator and may be the kubelet", host),
     ("the kubelet's root is learned from the agent's own cgroup file", learned),
 ];
@@ -40,6 +42,11 @@ fn host(rig: &Rig) -> bool {
     served(rig, &mut host, Door::Operator)
         && served(rig, &mut host, Door::Kubelet)
         && !PODS.iter().any(|door| served(rig, &mut host, *door))
+}
+
+fn published(rig: &Rig) -> bool {
+    let driver = Driver::start(&rig.place);
+    driver.publishes_the_victims() && driver.takes_the_victims_back()
 }
 
 fn served(rig: &Rig, actor: &mut Actor, door: Door) -> bool {

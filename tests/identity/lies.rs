@@ -6,7 +6,8 @@ use crate::door::Door;
 use crate::place::{ATTACKER, ID, VICTIM};
 use crate::rig::{CONNECTIONS, Rig, Tally};
 use crate::stage::Actor;
-use crate::weak::{VICTIMS_COMMAND, VICTIMS_GROUP, VICTIMS_USER};
+use crate::weak::{BELIEVES_TOKEN, VICTIMS_COMMAND, VICTIMS_GROUP, VICTIMS_USER};
+use crate::weak_tokens::is_the_victims;
 
 const USER: u32 = 4242;
 
@@ -62,7 +63,7 @@ pub(crate) fn credentials(rig: &Rig, door: Door) -> Tally {
 pub(crate) fn commands(rig: &Rig, door: Door) -> Tally {
     let name = match door {
         Door::Victim | Door::PodSocket | Door::NodeSocket => VICTIMS_COMMAND,
-        Door::Kubelet => "kubelet",
+        Door::Kubelet | Door::Driver => "kubelet",
         Door::Operator => "x) S 1 (y",
     };
     let mut liar = Actor::start_as(name);
@@ -95,7 +96,9 @@ pub(crate) fn stolen_token(rig: &Rig, door: Door) -> Tally {
     for _ in 0..CONNECTIONS {
         rig.connect(&mut thief, door);
         let accepted = rig.accept(door);
-        tally.count(rig.serves(&mut thief, &accepted, door), &["believes the token"]);
+        // A weak attestor does not ask where the caller is.
+        let believed = is_the_victims(&rig.victims_token).then_some(BELIEVES_TOKEN);
+        tally.count(rig.serves(&mut thief, &accepted, door), believed.as_slice());
         thief.tell("hang-up");
     }
     tally

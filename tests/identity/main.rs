@@ -2,36 +2,50 @@
 //!
 //! Each class of lies is tried in a v1 and a v2 hierarchy and under both of the kubelet's drivers,
 //! on real sockets, at every door where it could pay ([`door`]): against the product's placement,
-//! and against its own server on a pod's socket and on the node's ([`agent`]). An attempt counts as
-//! lost when the liar is taken for the victim, or for an operator, or hears the victim's secret.
-//! Each class also meets attestors that make the usual mistakes ([`weak`]); one of them must fall
-//! for it, or the class proves nothing.
+//! against its own server on a pod's socket and on the node's ([`agent`]), and against the CSI
+//! driver of an agent that is a process of its own ([`driver`]). An attempt counts as lost when the
+//! liar is taken for the victim, or for an operator, or gets the victim's secret. Each class also
+//! meets attestors that make the usual mistakes ([`weak`], [`weak_tokens`]); one of them must fall
+//! for it, or the class proves nothing. Of forged tokens and calls each one has a mistake that must
+//! fall for it.
 //!
 //! Takes root. What is made lies below one name in each hierarchy and is removed again, also after
 //! a panic.
 
 mod agent;
+#[path = "../support/agent.rs"]
+mod agent_process;
 mod api_server;
+mod calls;
 #[path = "../support/cluster.rs"]
 mod cluster;
+#[path = "../support/csi_driver.rs"]
+mod csi_driver;
 mod door;
+mod driver;
 mod forged;
 mod genuine;
 mod lies;
 #[path = "../support/nobody_asks.rs"]
 mod nobody_asks;
 mod place;
+#[path = "../support/pod_cgroups.rs"]
+mod pod_cgroups;
+#[path = "../support/process.rs"]
+mod process;
 mod processes;
 mod puppet;
 mod rig;
 mod stage;
+mod tokens;
 mod tree;
 mod weak;
+mod weak_tokens;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use door::{AGENTS, ALL, Door, HOST, NODES, OPERATORS, PODS, PODS_AND_OPERATORS};
+use door::{AGENTS, ALL, DRIVERS, Door, HOST, NODES, OPERATORS, PODS, PODS_AND_OPERATORS};
 use rig::{Rig, Tally};
 
 /// The least number of forgeries a run makes.
@@ -40,7 +54,7 @@ const ATTEMPTS_MIN: usize = 10_000;
 /// What a class of lies is, the doors where it could pay, and how it is told.
 type Class = (&'static str, &'static [Door], fn(&Rig, Door) -> Tally);
 
-const CLASSES: [Class; 20] = [
+const CLASSES: [Class; 22] = [
     ("victim's names below the attacker's own container", PODS, forged::below_a_container),
     ("victim's names in a cgroup that a user was given", PODS, forged::in_a_delegated_cgroup),
     ("victim's names beside the kubelet's root", PODS, forged::beside_the_root),
@@ -52,6 +66,12 @@ const CLASSES: [Class; 20] = [
     ("uids, gids and groups of others", PODS_AND_OPERATORS, lies::credentials),
     ("commands and arguments of others", ALL, lies::commands),
     ("the victim's token in another pod's hands", NODES, lies::stolen_token),
+    (
+        "tokens of other pods, nodes, audiences, issuers, algorithms and clocks",
+        NODES,
+        tokens::shown_in_the_victims_place,
+    ),
+    ("forged publish calls", DRIVERS, calls::forged),
     ("root in a container", HOST, lies::root),
     ("the pid of a gone attacker, given to the victim", PODS, processes::reused_pid),
     ("the pid of a gone victim, given to an attacker", PODS, processes::inherited_pid),

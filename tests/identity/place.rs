@@ -111,10 +111,14 @@ fn pod(uid: &str, namespace: &str, account: &str) -> Arc<Pod> {
 
 /// The victim's own token, genuine in every respect.
 pub(crate) fn victims_token() -> String {
-    let pod = victim();
+    in_cluster(&victim()).token()
+}
+
+/// The pod as the cluster has it, which gives it tokens.
+pub(crate) fn in_cluster(pod: &Pod) -> cluster::Pod {
     let account = &pod.account;
     let [namespace, name, uid] =
         [account.namespace.to_string(), pod.name.to_string(), pod.uid.to_string()];
     let (account, account_uid) = (account.name.to_string(), account.uid.to_string());
-    cluster::Pod { namespace, name, uid, account, account_uid }.token()
+    cluster::Pod { namespace, name, uid, account, account_uid }
 }

@@ -81,7 +81,8 @@ impl Puppet {
             ["connect", path] => self.connect(path)?,
             ["hang-up"] => self.sockets.clear(),
             // Who was refused already is told so by `hear`.
-            ["ask", token] => _ = write(self.socket()?, agent::request(token).as_bytes()),
+            ["ask"] => _ = write(self.socket()?, agent::request(None).as_bytes()),
+            ["ask", token] => _ = write(self.socket()?, agent::request(Some(token)).as_bytes()),
             ["hear"] => return self.hear(),
             ["hear-out"] => return self.hear_out(),
             // SAFETY: the program that ran here before left this descriptor open for us.

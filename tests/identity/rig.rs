@@ -30,7 +30,7 @@ pub(crate) struct Rig {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) victim: Arc<Pod>,
     volume: VolumeName,
-    victims_token: String,
+    pub(crate) victims_token: String,
     agent: Agent,
     listener: UnixListener,
     runtime: tokio::runtime::Runtime,
@@ -133,17 +133,27 @@ impl Rig {
         holder.tell(&format!("ask {}", self.victims_token));
     }
 
+    /// What the holder of a socket of the agent's hears when it asks with this token, or without.
+    pub(crate) fn answer(&self, holder: &mut Actor, token: Option<&str>) -> String {
+        holder.tell(&token.map_or("ask".to_owned(), |token| format!("ask {token}")));
+        self.agent.release();
+        holder.tell("hear")
+    }
+
+    /// Has the agent forget the forged tokens that came from the victim's place.
+    pub(crate) fn forgives(&self) {
+        self.agent.forgives(&self.victim);
+    }
+
     /// Whether the product serves this caller what only the door's owner may have, right now. At a
     /// door of the agent's, `holder` of the socket asks and says what it heard.
     pub(crate) fn serves(&self, holder: &mut Actor, accepted: &Accepted, door: Door) -> bool {
         if door.is_the_agents() {
-            self.asks(holder);
-            self.agent.release();
-            return holder.tell("hear").contains(agent::SECRET);
+            return self.answer(holder, Some(&self.victims_token)).contains(agent::SECRET);
         }
         let Ok(peer) = &accepted.peer else { return false };
         let identified = match door {
-            Door::PodSocket | Door::NodeSocket => unreachable!("the agent judges"),
+            Door::PodSocket | Door::NodeSocket | Door::Driver => unreachable!("the agent judges"),
             Door::Victim => peer.identify_in_pod(&self.victim, &self.volume, None).is_ok(),
             Door::Operator => peer.identify(Listener::Operator).is_ok(),
             Door::Kubelet => peer.host_root().is_ok(),

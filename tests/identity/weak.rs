@@ -14,6 +14,10 @@ use crate::place::VICTIM;
 /// The name of a mistake.
 pub(crate) type Weakness = &'static str;
 
+/// The mistake of believing where the pid is; none as long as the caller has it.
+pub(crate) const TRUSTS_PID: Weakness = "trusts the pid";
+/// The mistake of believing a good token whoever has it.
+pub(crate) const BELIEVES_TOKEN: Weakness = "believes the token";
 /// The group that owns the victim's files.
 pub(crate) const VICTIMS_GROUP: u32 = 4711;
 /// The victim's user.
@@ -32,17 +36,17 @@ pub(crate) fn believed(stream: &UnixStream, kubelet: &KubeletCgroup, door: Door)
         Door::Victim | Door::PodSocket | Door::NodeSocket => [
             ("searches the cgroup", names_victim(&file("cgroup"))),
             ("reads mountinfo", names_victim(&file("mountinfo"))),
-            ("trusts the pid", is_victim(&placed)),
+            (TRUSTS_PID, is_victim(&placed)),
             ("trusts groups", groups.contains(&VICTIMS_GROUP)),
             ("trusts the uid", credentials.uid() == VICTIMS_USER),
             ("reads the command", file("comm").trim() == VICTIMS_COMMAND),
             ("reads the arguments", file("cmdline").starts_with(VICTIMS_COMMAND)),
         ],
-        Door::Operator | Door::Kubelet => [
+        Door::Operator | Door::Kubelet | Door::Driver => [
             ("trusts uid 0", credentials.uid() == 0),
             ("trusts groups", groups.contains(&0)),
             ("reads the uid in /proc", effective_uid(&file("status")) == Some(0)),
-            ("trusts the pid", credentials.uid() == 0 && placed == Placement::Host),
+            (TRUSTS_PID, credentials.uid() == 0 && placed == Placement::Host),
             ("reads the command", file("comm").trim() == "kubelet"),
             ("reads the arguments", file("cmdline").starts_with("kubelet")),
             ("knows kubepods only", credentials.uid() == 0 && !file("cgroup").contains("kubepods")),

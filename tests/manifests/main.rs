@@ -193,6 +193,17 @@ fn the_unit_waits_for_the_first_fill_keeps_what_outlives_it_and_makes_no_mount_n
         "NoNewPrivileges=yes",
         "LimitMEMLOCK=infinity",
         "LimitCORE=0",
+        "UMask=0077",
+        "LockPersonality=yes",
+        "MemoryDenyWriteExecute=yes",
+        "MemorySwapMax=0",
+        "RestrictRealtime=yes",
+        "RestrictSUIDSGID=yes",
+        "RestrictNamespaces=yes",
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+        "SystemCallArchitectures=native",
+        "SystemCallFilter=@system-service @mount",
+        "KeyringMode=private",
     ] {
         assert!(has(line), "{line}");
     }

@@ -104,6 +104,39 @@ fn a_link_anywhere_in_a_target_is_not_followed() {
     assert_eq!(ours().len(), 0, "{:?}", ours());
 }
 
+#[test]
+fn what_stands_in_one_volumes_way_hides_no_other() {
+    if !in_own_namespace("hostile::what_stands_in_one_volumes_way_hides_no_other") {
+        return;
+    }
+    let rig = Rig::start();
+    let (blocked, moved, whole, client) = (key("a"), key("b"), key("c"), rig.client());
+    let volumes = rig.make_pod(&blocked).parent().unwrap().to_owned();
+    for key in [&blocked, &moved, &whole] {
+        rig.make_pod(key);
+        rig.wait(client.prepare(key, size())).unwrap();
+    }
+    rig.wait(client.bind(&moved, &rig.target(&moved))).unwrap();
+    std::fs::remove_dir_all(volumes.join("a")).unwrap();
+    std::fs::write(volumes.join("a"), "").unwrap();
+    std::fs::rename(volumes.join("b"), volumes.join("elsewhere")).unwrap();
+    symlink(volumes.join("elsewhere"), volumes.join("b")).unwrap();
+    let listed = rig.wait(client.list()).unwrap();
+    let listed: Vec<_> = listed.into_iter().map(|one| (one.key, one.bound)).collect();
+    // A pod may still have the one that was moved away.
+    assert_eq!(listed, [(blocked.clone(), false), (moved.clone(), true), (whole.clone(), false)]);
+    assert_eq!(errno(rig.wait(client.bind(&blocked, &rig.target(&blocked)))), libc::ENOTDIR);
+    for key in [&blocked, &whole] {
+        rig.wait(client.unbind(&rig.target(key))).unwrap();
+        rig.wait(client.discard(key)).unwrap();
+    }
+    std::fs::remove_file(volumes.join("b")).unwrap();
+    std::fs::rename(volumes.join("elsewhere"), volumes.join("b")).unwrap();
+    rig.wait(client.unbind(&rig.target(&moved))).unwrap();
+    rig.wait(client.discard(&moved)).unwrap();
+    assert_eq!(ours().len(), 0, "{:?}", ours());
+}
+
 /// The number of a system call's failure.
 fn errno(result: Result<(), MounterError>) -> i32 {
     match failure(result) {

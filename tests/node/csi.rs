@@ -13,13 +13,7 @@ fn a_restricted_pod_reads_kv_and_a_database_credential_and_its_end_ends_them() {
     let node = node();
     product.bed.vault.put_kv2("shop/web", json!({ "user": "web", "token": "s3cr3t" }));
     product.account("shop", "web");
-    node.kubectl(&[
-        "label",
-        "namespace",
-        "shop",
-        "--overwrite",
-        "pod-security.kubernetes.io/enforce=restricted",
-    ]);
+    node.admit_restricted_pods_only("shop");
     product.bed.write_database_role("csi", json!({}));
     let items = "- secret: secret/shop/web\n- secret: database/creds/csi\n  path: database.json\n";
     let mut app = pod("shop", "app", "web", BUSYBOX, json!({ "items": items }));

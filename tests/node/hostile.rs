@@ -1,11 +1,13 @@
 //! A root container that does all it can to its own volume harms itself.
 
+use std::fs;
+
 use serde_json::json;
 
-use crate::product::{leftovers, pod, product};
+use crate::product::{leftovers, pod, product, root_of};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
-use crate::support::shared::node;
+use crate::support::shared::{NAMESPACE, node};
 
 /// What root can do without further rights: nothing.
 const POWERLESS: &str = "
@@ -31,6 +33,23 @@ const HOSTILE: &str = "
     i=0; while touch fill-$i 2>/dev/null; do i=$((i + 1)); done
     echo \"full after $i files\"
     while :; do sleep 1; done";
+
+/// What a volume has in it and nothing else.
+const PLANTED: [&str; 2] = ["token", "other"];
+
+/// Whoever had followed a link that was planted would have written there, as this process sees it.
+fn nothing_is_behind_a_link(process: u32) {
+    for directory in ["", "etc", "run"] {
+        let names = fs::read_dir(root_of(process).join(directory)).into_iter().flatten();
+        let names = names.flatten().map(|entry| entry.file_name());
+        let names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        let strange = |name: &&String| name.starts_with("..") || PLANTED.contains(&name.as_str());
+        let strange: Vec<_> = names.iter().filter(strange).collect();
+        assert!(strange.is_empty(), "{process} {directory}: {strange:?}");
+    }
+    let passwd = fs::read_to_string(root_of(process).join("etc/passwd")).unwrap_or_default();
+    assert!(!["second", "third"].contains(&passwd.as_str()), "{process}");
+}
 
 #[test]
 fn a_hostile_root_container_harms_only_its_own_volume() {
@@ -66,6 +85,7 @@ fn a_hostile_root_container_harms_only_its_own_volume() {
     });
     let planted = node.exec("hostile", "hostile", "main", &["readlink", "/secrets/planted"]);
     assert_eq!(planted.stdout, b"/etc\n", "it could not even write");
+    let process = node.container_process("hostile", "hostile", "main").expect("its process");
 
     // The other pod's volume is complete and current, whatever becomes of the hostile one.
     let read = |file: &str| {
@@ -79,8 +99,11 @@ fn a_hostile_root_container_harms_only_its_own_volume() {
             read("token") == value && read("other") == value
         });
     }
-    let passwd = node.exec("hostile", "hostile", "main", &["ls", "/etc"]);
-    assert!(!String::from_utf8_lossy(&passwd.stdout).contains("token"), "{passwd:?}");
+    let ours = product.pod_name();
+    let of_ours = |container| node.container_process(NAMESPACE, &ours, container).expect("it runs");
+    for process in [of_ours("agent"), of_ours("mounter"), process, std::process::id()] {
+        nothing_is_behind_a_link(process);
+    }
 
     node.delete_pod("hostile", "hostile");
     assert_eq!(leftovers(&uid), Vec::<String>::new());

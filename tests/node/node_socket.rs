@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::ground::{self, SERVE};
 use crate::product::product;
-use crate::sockets::{curl, reply};
+use crate::sockets::{check_for_vaults_own, curl, reply};
 use crate::support::node::SOON;
 use crate::support::process::eventually;
 use crate::support::shared::node;
@@ -75,6 +75,9 @@ fn the_nodes_socket_answers_pods_that_the_kernel_the_api_server_and_a_token_agre
     assert_eq!((code, body.contains("s3cr3t")), (200, true), "{body}\n{}", product.log());
     let decisions = product.command(&["status", "-o", "json"]);
     assert!(decisions.status.code().is_some_and(|code| code < 2));
+
+    let (_, status) = ask("hall", "app", &bearer, "/agent/v1/status");
+    check_for_vaults_own(&product, &[&body, &status], Vec::new());
 
     // Without one, with one for somebody else, with none at all, with another pod's.
     let stolen = node().exec("hall", "other", "main", &["cat", "/run/proof/token"]).stdout;

@@ -305,13 +305,19 @@ impl Product {
         self.bed.vault.audit_requests(path, operation)
     }
 
-    /// Waits until the pod's events hold this reason; they never hold the secret `canary`.
+    /// Waits until a message of the pod's events holds this reason; they never hold the secret
+    /// `canary`.
     pub fn wait_for_event(&self, namespace: &str, pod: &str, reason: &str, canary: &str) {
         let path =
             format!("api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name={pod}");
         let events = || self.node().get(&path).unwrap_or_default().to_string();
         let deadline = Instant::now() + 2 * SOON;
-        while !events().contains(reason) {
+        let says_so = || {
+            let events = self.node().get(&path).unwrap_or_default();
+            let mut items = events["items"].as_array().into_iter().flatten();
+            items.any(|event| event["message"].as_str().is_some_and(|text| text.contains(reason)))
+        };
+        while !says_so() {
             assert!(Instant::now() < deadline, "{pod}: {}\n{}", events(), self.log());
             std::thread::sleep(Duration::from_millis(200));
         }

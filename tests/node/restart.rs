@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::database::credential;
 use crate::product::{leftovers, pod, product_alone, root_of};
 use crate::support::node::{BUSYBOX, SOON};
 use crate::support::process::eventually;
@@ -30,7 +31,10 @@ fn files_stay_while_agent_and_mounter_are_replaced_and_the_successor_keeps_them_
     };
     assert_eq!(read(), "first");
 
-    product.replace_pod(|| assert_eq!(read(), "first"));
+    let app = node.container_process("stay", "app", "main").expect("its process");
+    let file = root_of(app).join("secrets/token");
+    let read_on = || assert_eq!(fs::read_to_string(&file).expect("the file is there"), "first");
+    while_reading(read_on, |meanwhile| product.replace_pod(meanwhile));
     assert_eq!(read(), "first");
     // The kubelet brings the pod's token again within two minutes; then the agent can log in.
     product.bed.vault.put_kv2("shop/stay", json!({ "token": "second" }));
@@ -52,6 +56,27 @@ impl Drop for AtTheEnd<'_> {
     }
 }
 
+/// Reads every few milliseconds while `act` acts; what it is given fails once a read has failed.
+fn while_reading(read: impl Fn() + Sync, act: impl FnOnce(&dyn Fn())) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let at_the_end = AtTheEnd(&over);
+        let reader = scope.spawn(|| {
+            let mut reads = 0_u32;
+            while !over.load(Ordering::Relaxed) {
+                read();
+                reads += 1;
+                thread::sleep(Duration::from_millis(5));
+            }
+            reads
+        });
+        act(&|| assert!(!reader.is_finished(), "a read failed"));
+        drop(at_the_end);
+        let reads = reader.join().expect("no read failed");
+        assert!(reads > 100, "{reads} reads");
+    });
+}
+
 #[test]
 fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     let product = product_alone();
@@ -68,28 +93,19 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     let volume = root_of(app).join("secrets");
 
     let ours = product.pod_name();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let at_the_end = AtTheEnd(&over);
-        let reader = scope.spawn(|| {
-            let mut reads = 0_u32;
-            while !over.load(Ordering::Relaxed) {
-                let token = fs::read_to_string(volume.join("token"));
-                assert_eq!(token.expect("the file is there"), "s3cr3t", "after {reads} reads");
-                let database = fs::read(volume.join("db.json")).expect("the file is there");
-                assert!(!database.is_empty(), "after {reads} reads");
-                reads += 1;
-                thread::sleep(Duration::from_millis(5));
-            }
-            reads
-        });
+    let read = || {
+        let token = fs::read_to_string(volume.join("token"));
+        assert_eq!(token.expect("the file is there"), "s3cr3t");
+        let database = fs::read(volume.join("db.json")).expect("the file is there");
+        assert!(!database.is_empty());
+    };
+    while_reading(read, |meanwhile| {
         for containers in [&["agent"][..], &["mounter"], &["agent", "mounter"]] {
-            product.kill(containers, || assert!(!reader.is_finished(), "a read failed"));
+            product.kill(containers, meanwhile);
         }
-        drop(at_the_end);
-        let reads = reader.join().expect("no read failed");
-        assert!(reads > 100, "{reads} reads");
     });
+    let (user, password) = credential(&volume.join("db.json")).expect("the file is there");
+    product.bed.postgres.login(&user, &password).expect("the credential works");
     eventually(SOON, "the volume is kept again", || {
         product.status()["volumes"].to_string().contains("kill/app")
     });

@@ -14,7 +14,7 @@ use crate::support::process::eventually;
 use crate::support::shared::node;
 
 /// Where a pod has its socket.
-const SOCKET: &str = "/secrets/broker.sock";
+pub const SOCKET: &str = "/secrets/broker.sock";
 
 /// An image with `curl` in it.
 pub fn curl() -> &'static str {
@@ -24,12 +24,12 @@ pub fn curl() -> &'static str {
 }
 
 /// A pod with a socket of its own.
-fn caller(namespace: &str, name: &str) -> Value {
+pub fn caller(namespace: &str, name: &str) -> Value {
     pod(namespace, name, "web", curl(), json!({ "deliver": "socket" }))
 }
 
 /// What a process in the pod gets of a path; status and body.
-fn get(namespace: &str, name: &str, socket: &str, path: &str) -> (u16, String) {
+pub fn get(namespace: &str, name: &str, socket: &str, path: &str) -> (u16, String) {
     let url = format!("http://localhost{path}");
     let format = "\n%{http_code}";
     let command = ["curl", "-s", "-w", format, "--unix-socket", socket, &url];
@@ -41,6 +41,18 @@ pub fn reply(output: &Output) -> (u16, String) {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, code) = text.rsplit_once('\n').expect("curl prints a status");
     (code.parse().expect("a status"), body.to_owned())
+}
+
+/// Fails if one of these replies holds a token or an accessor of Vault's, or one of `leases`.
+pub fn check_for_vaults_own(product: &Product, replies: &[&str], leases: Vec<String>) {
+    let mut hidden = product.bed.vault.list("auth/token/accessors");
+    assert!(!hidden.is_empty());
+    hidden.extend(leases);
+    hidden.extend(["hvs.", "hvb."].map(str::to_owned));
+    for reply in replies {
+        let found = hidden.iter().find(|one| reply.contains(one.as_str()));
+        assert_eq!(found, None, "{reply}");
+    }
 }
 
 /// A pod's volume as the node's root has it.
@@ -95,6 +107,9 @@ fn a_pods_socket_serves_its_own_pod_and_its_end_ends_what_was_read() {
     assert!(status.contains("database/creds/shop"), "{status}");
     let proof = product.status()["hardening"].to_string();
     assert!(proof.contains("callers in pods proved by pidfd"), "{proof}");
+    let leases = product.bed.leases("shop");
+    assert!(!leases.is_empty());
+    check_for_vaults_own(&product, &[&first, &second, &body, &status], leases);
 
     node.delete_pod("talk", "app");
     eventually(SOON, "the credential ends with its pod", || {

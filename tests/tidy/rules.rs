@@ -93,8 +93,8 @@ pub(crate) fn no_purpose(file: &SourceFile) -> Vec<String> {
 /// Words that do not belong where they stand.
 pub(crate) fn misplaced_words(file: &SourceFile) -> Vec<String> {
     let mut findings = Vec::new();
-    // Every test binary and bench compiles the whole of its support and uses a part of it.
-    let shared = ["tests/support/", "benches/support/"].iter().any(|p| file.path.starts_with(p));
+    // Every test binary compiles the whole of its support and uses a part of it.
+    let shared = file.path.starts_with("tests/support/");
     for (word, why) in NOWHERE.iter().filter(|(word, _)| !(shared && word.contains("dead_code"))) {
         findings.extend(at(file, &file.code, word, why));
     }

@@ -12,6 +12,8 @@ use crate::domain::{SourceName, VaultRole};
 
 /// What the kubelet adds to the attributes, beside the tenant's own.
 const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
+/// Longest attributes, names and values.
+pub(super) const ATTRIBUTES_BYTES_MAX: usize = 128 * 1024;
 /// Longest `items`; the kubelet's own bound on a pod is far larger.
 const ITEMS_BYTES_MAX: usize = 64 * 1024;
 /// Items of one volume.
@@ -80,9 +82,17 @@ struct WrittenItem {
 impl Attributes {
     /// Parses; every problem says which attribute and what to do.
     pub fn parse<'a>(all: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, Vec<String>> {
+        let tenants: Vec<_> = all.filter(|(name, _)| !name.starts_with(KUBELET_PREFIX)).collect();
+        let bytes: usize = tenants.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > ATTRIBUTES_BYTES_MAX {
+            return Err(vec![format!(
+                "volumeAttributes have {bytes} bytes, which is longer than {ATTRIBUTES_BYTES_MAX}; \
+                 put some of the secrets into another volume"
+            )]);
+        }
         let mut problems = Vec::new();
         let mut own = BTreeMap::new();
-        for (name, value) in all.filter(|(name, _)| !name.starts_with(KUBELET_PREFIX)) {
+        for (name, value) in tenants {
             if KNOWN.contains(&name) {
                 own.insert(name, value);
             } else {

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{Pod, ServiceAccount};
 use crate::mounter::VolumeKey;
 
+use super::attributes::ATTRIBUTES_BYTES_MAX;
+
 /// Of the format; another one is not read.
 const VERSION: u32 = 1;
-/// Longest record: attributes are bounded, names are short.
-const RECORD_BYTES_MAX: u64 = 256 * 1024;
+/// Longest record: attributes are bounded (escaped they take six times as much), names are short.
+const RECORD_BYTES_MAX: u64 = 7 * ATTRIBUTES_BYTES_MAX as u64;
 const SUFFIX: &str = ".json";
 
 /// What there is to know about a published volume.
@@ -96,18 +98,12 @@ impl Records {
         Ok(Self(directory.to_owned()))
     }
 
-    /// Puts a record in place of the last one, in one step.
+    /// Puts a record in place of the last one, in one step. What a failure leaves is removed.
     pub(super) fn write(&self, key: &VolumeKey, record: &VolumeRecord) -> io::Result<()> {
         let temporary = self.0.join(format!(".{}", key.directory()));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&record.to_json()?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.path(key))
+        let written = write(&temporary, record);
+        let placed = written.and_then(|()| fs::rename(&temporary, self.path(key)));
+        placed.inspect_err(|_| drop(fs::remove_file(&temporary)))
     }
 
     /// Takes a record away; one that is not there is away.
@@ -142,6 +138,13 @@ impl Records {
     fn path(&self, key: &VolumeKey) -> PathBuf {
         self.0.join(format!("{}{SUFFIX}", key.directory()))
     }
+}
+
+fn write(path: &Path, record: &VolumeRecord) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(&record.to_json()?)?;
+    file.sync_all()
 }
 
 fn mismatch() -> io::Error {

@@ -53,6 +53,19 @@ impl Driver {
         request: &csi::NodePublishVolumeRequest,
         patience: Duration,
     ) -> Result<(), CsiError> {
+        let published = self.publish_verified(request, patience).await;
+        // After a final code the kubelet may forget a volume that it is not sure of.
+        published.map_err(|refused| match self.target(&request.target_path) {
+            Ok(target) if self.volumes.has(target.key()) => refused.of_one_that_is_there(),
+            _ => refused,
+        })
+    }
+
+    async fn publish_verified(
+        &self,
+        request: &csi::NodePublishVolumeRequest,
+        patience: Duration,
+    ) -> Result<(), CsiError> {
         let CsiConfig { kubelet_root, audience, .. } = &*self.config;
         let publish = Publish::read(request, kubelet_root, audience).map_err(CsiError::Invalid)?;
         let pod = publish.pod.clone();

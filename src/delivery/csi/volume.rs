@@ -110,7 +110,8 @@ impl Volume {
         let last = loop {
             let known = self.known.as_ref();
             let is_kept = |known: &Known| known.is_kept() || known.is_released;
-            let to_do = known.is_some_and(|known| !self.in_use || !is_kept(known));
+            let to_do =
+                known.map_or(!self.in_use && self.is_left, |known| !self.in_use || !is_kept(known));
             let is_open_door = known.is_some_and(Known::is_open_door);
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
@@ -172,14 +173,15 @@ impl Volume {
     /// Keeps what a pod uses, takes away what none does.
     async fn try_again(&mut self) {
         self.retry_in = (self.retry_in * 2).min(RETRY_MOST);
-        let Some(mut known) = self.known.take() else { return };
         if !self.in_use {
             let target = Target::of(&self.shared.config.kubelet_root, &self.key);
-            if self.take_back(known, &target).await.is_ok() {
+            if self.unpublish(&target).await.is_ok() {
+                self.is_left = false;
                 tracing::info!(volume = %self.key, "a volume that was left behind is taken away");
             }
             return;
         }
+        let Some(mut known) = self.known.take() else { return };
         match self.keep(&mut known).await {
             Ok(()) => tracing::info!(volume = %self.key, "a volume is kept again"),
             Err(error) => {
@@ -303,11 +305,18 @@ impl Volume {
         Ok(())
     }
 
+    /// No container is left: the secrets end even if their mount does not yet.
     async fn unpublish(&mut self, target: &Target) -> Result<(), CsiError> {
-        self.shared.mounter.unbind(target).await?;
+        let unbound = self.shared.mounter.unbind(target).await;
+        if let Err(error) = &unbound {
+            tracing::warn!(volume = %self.key, error = %Chain(error), "cannot unbind a volume");
+        }
         self.in_use = false;
         match self.known.take() {
-            Some(known) => self.take_away(known).await,
+            Some(known) => {
+                self.take_away(known).await?;
+                self.is_left = unbound.is_err();
+            }
             // Nothing of it is in this process.
             None => {
                 self.is_left = true;
@@ -315,9 +324,9 @@ impl Volume {
                 if let Some(name) = self.not_understood.take() {
                     self.shared.files.board.remove(&name);
                 }
-                Ok(())
             }
         }
+        Ok(unbound?)
     }
 
     /// Takes away what no pod has seen. The mounter may have bound it though its answer was lost.

@@ -226,15 +226,39 @@ async fn what_was_left_behind_goes_without_a_call() {
     rig.mounter.fault("bind", Fault::Lost);
     rig.mounter.fail("discard");
     volumes.publish(publish(), claims(pod()), PATIENCE).await.unwrap_err();
-    assert!(!is_gone(&rig));
+    goes_by_itself(&rig).await;
+    assert!(rig.mounter.bound.lock().unwrap().is_empty());
+
+    // A predecessor's.
+    let (rig, volumes) = restarted(true);
+    rig.mounter.bound.lock().unwrap().clear();
+    rig.mounter.fail("discard");
+    volumes.adopt().await.unwrap();
+    goes_by_itself(&rig).await;
+}
+
+async fn goes_by_itself(rig: &Rig) {
+    assert!(!is_gone(rig));
     tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_gone(&rig) {
+        while !is_gone(rig) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     })
     .await
     .expect("it is taken away");
-    assert!(rig.mounter.bound.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn secrets_end_with_the_last_container_even_if_their_mount_does_not() {
+    let rig = Rig::new();
+    let mut volume = volume(&rig);
+    call(&mut volume).await.unwrap();
+    rig.mounter.fail("unbind");
+    volume.unpublish(&target()).await.unwrap_err();
+    assert!(rig.shared.files.broker.login_tokens().is_empty() && answered(&rig).is_none());
+    assert!(!rig.socket().exists() && !nothing_is_reserved(&rig), "wiped, and still mounted");
+    volume.unpublish(&target()).await.unwrap();
+    assert!(is_gone(&rig) && nothing_is_reserved(&rig));
 }
 
 #[tokio::test]

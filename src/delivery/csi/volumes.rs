@@ -70,15 +70,22 @@ impl Volumes {
         patience: Duration,
     ) -> Result<(), CsiError> {
         let key = publish.target.key().clone();
-        self.check_room_of_pod(&key)?;
+        self.make_room_of_pod(&key)?;
         let publish = Box::new(publish);
         self.ask(&key, |reply| Command::Publish { publish, claims, patience, reply }).await
     }
 
-    fn check_room_of_pod(&self, key: &VolumeKey) -> Result<(), CsiError> {
-        let running = self.lock();
+    /// Whether something of the volume may be on the node.
+    pub(super) fn has(&self, key: &VolumeKey) -> bool {
+        self.lock().contains_key(key)
+    }
+
+    /// Gives the volume a task, if its pod may have one more.
+    fn make_room_of_pod(&self, key: &VolumeKey) -> Result<(), CsiError> {
+        let mut running = self.lock();
         let others = running.keys().filter(|other| other.pod == key.pod && *other != key).count();
         if others < VOLUMES_OF_POD_MAX || running.contains_key(key) {
+            self.task_among(&mut running, key);
             return Ok(());
         }
         self.shared.budget.of_pod.count();
@@ -129,7 +136,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Takes away what nobody asked to be taken away; what is left is tried at the next start.
+    /// Takes away what nobody asked to be taken away; what is left is tried again by its task.
     async fn take_away(&self, key: &VolumeKey) {
         let target = Target::of(&self.shared.config.kubelet_root, key);
         if let Err(error) = self.unpublish(target).await {
@@ -166,14 +173,17 @@ impl Volumes {
 
     /// The volume's task; a new one if there is none.
     fn task_of(&self, key: &VolumeKey) -> mpsc::Sender<Command> {
-        let mut running = self.lock();
+        self.task_among(&mut self.lock(), key)
+    }
+
+    fn task_among(&self, running: &mut Running, key: &VolumeKey) -> mpsc::Sender<Command> {
         let volume = match running.get(key) {
             Some(sender) if !sender.is_closed() => return sender.clone(),
             // What it knew is lost: a pod may be using the volume.
             Some(_) => Volume::left(Arc::clone(&self.shared), key.clone()),
             None => Volume::new(Arc::clone(&self.shared), key.clone()),
         };
-        self.start(&mut running, key.clone(), volume)
+        self.start(running, key.clone(), volume)
     }
 
     fn start(

@@ -92,6 +92,13 @@ impl Node {
         }
     }
 
+    /// Has the API server admit pods in this namespace only if they are restricted, as the Pod
+    /// Security Standards have it.
+    pub fn admit_restricted_pods_only(&self, namespace: &str) {
+        let label = "pod-security.kubernetes.io/enforce=restricted";
+        self.kubectl(&["label", "namespace", namespace, "--overwrite", label]);
+    }
+
     /// "Warning FailedMount: …", as `kubectl describe` ends with.
     fn events_of(&self, object: &Value) -> Vec<String> {
         let metadata = &object["metadata"];
