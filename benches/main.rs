@@ -80,7 +80,11 @@ fn main() -> io::Result<()> {
             failed.push(name);
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(failure(format!("failed: {}", failed.join(", ")))) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("failed: {}", failed.join(", "))))
+    }
 }
 
 fn named(name: &str) -> io::Result<Bench> {
@@ -88,9 +92,5 @@ fn named(name: &str) -> io::Result<Bench> {
     let known = || BENCHES.map(|(name, _)| name).join(", ");
     bench
         .map(|(_, bench)| bench)
-        .ok_or_else(|| failure(format!("no '{name}'; there are {}", known())))
-}
-
-fn failure(what: String) -> io::Error {
-    io::Error::other(what)
+        .ok_or_else(|| io::Error::other(format!("no '{name}'; there are {}", known())))
 }

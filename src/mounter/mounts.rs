@@ -213,6 +213,7 @@ impl Mounts {
         let names = tree::names(&self.private).map_err(failed("list the private directory"))?;
         let keys: BTreeSet<VolumeKey> = names.iter().filter_map(|name| name.parse().ok()).collect();
         let table = MountTable::default();
+        // Without it nothing could be told of any volume.
         table.lines()?;
         let mut rest = keys.into_iter().filter(|key| after.is_none_or(|after| key > after));
         let page: Vec<Mounted> = rest

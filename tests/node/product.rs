@@ -310,10 +310,10 @@ impl Product {
     pub fn wait_for_event(&self, namespace: &str, pod: &str, reason: &str, canary: &str) {
         let path =
             format!("api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name={pod}");
-        let events = || self.node().get(&path).unwrap_or_default().to_string();
+        let events = || self.node().get(&path).unwrap_or_default();
         let deadline = Instant::now() + 2 * SOON;
         let says_so = || {
-            let events = self.node().get(&path).unwrap_or_default();
+            let events = events();
             let mut items = events["items"].as_array().into_iter().flatten();
             items.any(|event| event["message"].as_str().is_some_and(|text| text.contains(reason)))
         };
@@ -321,7 +321,8 @@ impl Product {
             assert!(Instant::now() < deadline, "{pod}: {}\n{}", events(), self.log());
             std::thread::sleep(Duration::from_millis(200));
         }
-        assert!(!events().contains(canary), "{}", events());
+        let events = events().to_string();
+        assert!(!events.contains(canary), "{events}");
     }
 
     /// Logins to Vault of this namespace's service accounts, from its audit log.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
 use crate::identity::token::PodClaims;
-use crate::mounter::{Target, VolumeKey};
+use crate::mounter::{MounterError, Target, VolumeKey};
 use crate::sys;
 use crate::telemetry::Chain;
 
@@ -176,7 +176,6 @@ impl Volume {
         if !self.in_use {
             let target = Target::of(&self.shared.config.kubelet_root, &self.key);
             if self.unpublish(&target).await.is_ok() {
-                self.is_left = false;
                 tracing::info!(volume = %self.key, "a volume that was left behind is taken away");
             }
             return;
@@ -307,16 +306,10 @@ impl Volume {
 
     /// No container is left: the secrets end even if their mount does not yet.
     async fn unpublish(&mut self, target: &Target) -> Result<(), CsiError> {
-        let unbound = self.shared.mounter.unbind(target).await;
-        if let Err(error) = &unbound {
-            tracing::warn!(volume = %self.key, error = %Chain(error), "cannot unbind a volume");
-        }
+        let unbound = self.unbind(target).await;
         self.in_use = false;
         match self.known.take() {
-            Some(known) => {
-                self.take_away(known).await?;
-                self.is_left = unbound.is_err();
-            }
+            Some(known) => self.take_away(known).await?,
             // Nothing of it is in this process.
             None => {
                 self.is_left = true;
@@ -326,16 +319,22 @@ impl Volume {
                 }
             }
         }
+        self.is_left = unbound.is_err();
         Ok(unbound?)
     }
 
     /// Takes away what no pod has seen. The mounter may have bound it though its answer was lost.
     async fn take_back(&mut self, known: Known, target: &Target) -> Result<(), CsiError> {
         // If it is bound and stays so, the mounter does not discard it.
-        if let Err(error) = self.shared.mounter.unbind(target).await {
-            tracing::warn!(volume = %self.key, error = %Chain(&error), "cannot unbind a volume");
-        }
+        let _ = self.unbind(target).await;
         self.take_away(known).await
+    }
+
+    async fn unbind(&self, target: &Target) -> Result<(), MounterError> {
+        let unbound = self.shared.mounter.unbind(target).await;
+        unbound.inspect_err(|error| {
+            tracing::warn!(volume = %self.key, error = %Chain(error), "cannot unbind a volume");
+        })
     }
 
     /// Ends the interest in the secrets, wipes the files, gives the tmpfs back. What does not
