@@ -1,7 +1,8 @@
 //! A closed loop of clients on a Unix socket: raw bytes out, whole replies in, latencies kept.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,6 +10,9 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use crate::report::{median, percentile};
+
+/// Longest reply.
+const REPLY_MAX: usize = 16 * 1024;
 
 /// How clients connect.
 #[derive(Clone, Copy)]
@@ -28,7 +32,8 @@ pub struct Seen {
 }
 
 /// Asks for `targets` in turn over `socket` during `length`. Anything but a complete 200 is an
-/// error.
+/// error. Connections that are kept are there before that, and have asked for each target once: what
+/// a new connection costs is what the others show.
 pub fn run(
     socket: &Path,
     targets: &[String],
@@ -37,25 +42,30 @@ pub fn run(
 ) -> io::Result<Seen> {
     // One thread: the second core of the smallest machine belongs to the server.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (clients, kept) = match connections {
-        Connections::Kept(clients) => (clients, true),
-        Connections::New(clients) => (clients, false),
+    let end = match connections {
+        Connections::Kept(_) => "",
+        Connections::New(_) => "connection: close\r\n",
     };
-    let end = if kept { "" } else { "connection: close\r\n" };
     let request =
         |target: &String| format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n{end}\r\n").into();
-    let requests: Vec<Vec<u8>> = targets.iter().map(request).collect();
+    let requests: Arc<[Vec<u8>]> = targets.iter().map(request).collect();
     runtime.block_on(async {
+        let mut streams = Vec::new();
+        if let Connections::Kept(clients) = connections {
+            for _ in 0..clients {
+                streams.push(used(socket, &requests).await?);
+            }
+        }
         let mut tasks = JoinSet::new();
         let started = Instant::now();
-        for _ in 0..clients {
-            let (socket, requests) = (socket.to_owned(), requests.clone());
-            tasks.spawn(async move {
-                match kept {
-                    true => keep_alive(&socket, &requests, started, length).await,
-                    false => reconnect(&socket, &requests, started, length).await,
-                }
-            });
+        for stream in streams {
+            tasks.spawn(keep_alive(stream, Arc::clone(&requests), started, length));
+        }
+        if let Connections::New(clients) = connections {
+            for _ in 0..clients {
+                let requests = Arc::clone(&requests);
+                tasks.spawn(reconnect(socket.to_owned(), requests, started, length));
+            }
         }
         let mut nanos = Vec::new();
         while let Some(done) = tasks.join_next().await {
@@ -72,15 +82,24 @@ pub fn run(
     })
 }
 
+/// A connection on which each request was made once.
+async fn used(socket: &Path, requests: &[Vec<u8>]) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let mut buffer = vec![0; REPLY_MAX];
+    for request in requests {
+        exchange(&mut stream, request, &mut buffer).await?;
+    }
+    Ok(stream)
+}
+
 async fn keep_alive(
-    socket: &Path,
-    requests: &[Vec<u8>],
+    mut stream: UnixStream,
+    requests: Arc<[Vec<u8>]>,
     started: Instant,
     length: Duration,
 ) -> io::Result<Vec<u32>> {
     let mut nanos = Vec::new();
-    let mut stream = UnixStream::connect(socket).await?;
-    let mut buffer = vec![0; 16 * 1024];
+    let mut buffer = vec![0; REPLY_MAX];
     for request in requests.iter().cycle() {
         if started.elapsed() >= length {
             break;
@@ -93,19 +112,19 @@ async fn keep_alive(
 }
 
 async fn reconnect(
-    socket: &Path,
-    requests: &[Vec<u8>],
+    socket: PathBuf,
+    requests: Arc<[Vec<u8>]>,
     started: Instant,
     length: Duration,
 ) -> io::Result<Vec<u32>> {
     let mut nanos = Vec::new();
-    let mut buffer = vec![0; 16 * 1024];
+    let mut buffer = vec![0; REPLY_MAX];
     for request in requests.iter().cycle() {
         if started.elapsed() >= length {
             break;
         }
         let sent = Instant::now();
-        let mut stream = UnixStream::connect(socket).await?;
+        let mut stream = UnixStream::connect(&socket).await?;
         exchange(&mut stream, request, &mut buffer).await?;
         nanos.push(nanos_since(sent));
     }

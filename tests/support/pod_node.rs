@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 use crate::cluster::{Pod, key_set, uid};
@@ -70,6 +70,10 @@ impl PodNode {
             "the driver mounts: use tests/run, or tests/node/isolated"
         );
         let (dir, uid) = (TempDir::with_prefix("node-").expect("create a directory"), uid());
+        // On a tmpfs, as `/run` is on a node.
+        let run = dir.path().join("run");
+        fs::create_dir(&run).expect("create the runtime directory");
+        mount("run", &run, "tmpfs", MountFlags::empty(), c"mode=755").expect("mount it");
         let kubelet = dir.path().join("kubelet");
         for made in ["plugins_registry", "pods"] {
             fs::create_dir_all(kubelet.join(made)).expect("create a directory of the kubelet's");
