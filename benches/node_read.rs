@@ -4,7 +4,8 @@
 //! The caller is a process in a pod's cgroup, which visits one pod after the other, and reads that
 //! pod's secrets in turn; or a user of the host. On a new connection it is placed, decided about
 //! and answered. The decision is one that was made a moment ago, as nearly all are, since it holds
-//! for a minute: a visit begins when each of its secrets was read once.
+//! for a minute: a visit begins when each of its secrets was read once. Kept connections are there
+//! before the count begins, and have read each secret once.
 //!
 //! Both servers are processes of their own, use the agent's allocator and run on the same
 //! processors, the load on another one. They take turns in one run; each figure is the median of

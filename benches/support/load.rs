@@ -32,8 +32,8 @@ pub struct Seen {
 }
 
 /// Asks for `targets` in turn over `socket` during `length`. Anything but a complete 200 is an
-/// error. Connections that are kept are there before that, and have asked for each target once: what
-/// a new connection costs is what the others show.
+/// error. Connections that are kept are there before that, and have asked for each target once:
+/// what a new connection costs is what the others show.
 pub fn run(
     socket: &Path,
     targets: &[String],
