@@ -106,7 +106,7 @@ paths = ["secret/data/**"]
         agent.read("secret/data/shop/web").status == 403
     });
     assert!(file.exists(), "the file was not given its grace");
-    eventually(Duration::from_secs(12), "the file is removed", || !file.exists());
+    eventually(Duration::from_secs(10), "the file is removed", || !file.exists());
     rewrite(&agent, &[CONFIG, GRANTS, VOLUME]);
     eventually(Duration::from_secs(8), "the file is back", || file.exists());
 }
@@ -206,7 +206,7 @@ fn after_eviction_no_copy_of_a_value_is_left_in_the_process() {
     // The control: while it is cached, the scan finds it.
     let cached = copies_in_memory(agent.process.pid(), CANARY.as_bytes());
     assert!(cached >= 1, "the scan does not see the cached value");
-    eventually(Duration::from_secs(30), "the entry is evicted", || {
+    eventually(Duration::from_secs(13), "the entry is evicted", || {
         agent.secrets("local:secret/data/shop/web").is_empty()
     });
     let left = copies_in_memory(agent.process.pid(), CANARY.as_bytes());

@@ -121,7 +121,7 @@ fn an_unfinished_swap_of_a_dead_process_is_no_obstacle() {
 #[test]
 fn readers_by_directory_never_see_a_mix_or_a_missing_file() {
     const SWAPS_LEAST: u32 = 2_000;
-    const READS_LEAST: u32 = 10;
+    const FEW_READS: u32 = 10;
     let (dir, root) = volume();
     let pair = |n: u32| {
         [write("user", &format!("u{n}"), 0o440), write("password", &format!("u{n}"), 0o440)]
@@ -150,7 +150,7 @@ fn readers_by_directory_never_see_a_mix_or_a_missing_file() {
         };
         let readers = reads.each_ref().map(|reads| scope.spawn(move || reader(reads)));
         // On a busy machine a reader may have to wait for its turn.
-        let few = |reads: &AtomicU32| reads.load(Ordering::Relaxed) < READS_LEAST;
+        let few = |reads: &AtomicU32| reads.load(Ordering::Relaxed) <= FEW_READS;
         while last < SWAPS_LEAST
             || (reads.iter().any(few) && !readers.iter().any(|reader| reader.is_finished()))
         {
@@ -161,6 +161,7 @@ fn readers_by_directory_never_see_a_mix_or_a_missing_file() {
         for reader in readers {
             reader.join().unwrap();
         }
+        assert!(!reads.iter().any(few), "{reads:?}");
     });
     for n in 0..last {
         wipe::wipe_unseen(root.as_fd(), &revision(n)).unwrap();
