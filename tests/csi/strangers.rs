@@ -9,7 +9,8 @@ use crate::pod_cgroups::{container, placing};
 use crate::pod_node::PodNode;
 use crate::{runtime, with_secrets};
 
-const PER_SECOND: usize = 20;
+/// Few, so that hardly any comes back while a slow machine asks.
+const PER_SECOND: usize = 2;
 
 /// A cgroup of nobody's, which a container engine beside the kubelet's might have made.
 fn elsewhere(name: &str) -> PathBuf {
@@ -40,7 +41,7 @@ fn who_is_refused_spends_its_cgroups_budget_and_nobody_elses() {
         (elsewhere("engine-a"), elsewhere("engine-b"), 403),
         (container(&placing(), &other.uid), container(&placing(), &pod.uid), 200),
     ] {
-        let refused = statuses(crowd, &socket, 5 * PER_SECOND);
+        let refused = statuses(crowd, &socket, 25 * PER_SECOND);
         assert!(refused[..PER_SECOND].iter().all(|status| *status == 403), "{refused:?}");
         assert!(refused.contains(&429), "a budget without an end");
         assert!(refused.iter().all(|status| matches!(*status, 403 | 429)), "{refused:?}");
