@@ -1,8 +1,12 @@
 //! The grammar of `/proc/self/mountinfo` (proc(5)). Pure, but for [`read`].
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 /// One mount of this mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,9 +31,21 @@ pub struct MountLine {
     pub super_options: String,
 }
 
+impl MountLine {
+    /// Whether it is a tmpfs that stays out of swap.
+    pub fn has_noswap(&self) -> bool {
+        self.super_options.split(',').any(|option| option == "noswap")
+    }
+}
+
 /// Reads the mounts of this namespace.
 pub fn read() -> std::io::Result<Vec<MountLine>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    // The mounter's filter has no place for the older `open`, which musl's and rustix' are.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut file = File::from(openat(CWD, "/proc/self/mountinfo", flags, Mode::empty())?);
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(parse(&text))
 }
 
 /// Parses; a line that does not fit the grammar is left out.

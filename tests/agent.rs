@@ -354,7 +354,7 @@ fn the_caps_in_the_documentation_are_those_that_the_agent_shows() {
     let dir = playground();
     fs::write(dir.path().join("keys.json"), r#"{"keys":[]}"#).expect("the cluster's keys");
     let parts = ALL_PARTS.replace("{port}", &free_port().to_string());
-    let agent = start(dir.path(), &[CONFIG, &parts, GRANTS]);
+    let agent = Agent::launch(dir.path(), &[CONFIG, &parts, GRANTS].concat()).wait_live();
     let shown = || -> BTreeSet<(String, bool)> {
         let limits = agent.status()["limits"].as_array().expect("status has limits").clone();
         let row = |limit: &Value| {

@@ -211,6 +211,50 @@ fn a_cut_end_is_found_with_the_anchor_and_not_without() {
     }
 }
 
+/// Goal: a log that begins where no file ever did was cut there. Method: a SIGHUP without a rename
+/// brings a checkpoint within the file; the file is cut everywhere, there too.
+#[test]
+fn a_cut_beginning_is_found_at_every_checkpoint_but_a_rotations() {
+    let place = Place::new();
+    let (log, anchor) = (place.log(), place.anchor());
+    let mut agent = place.agent("one");
+    ask(&agent, 0, 5);
+    let before = place.lines();
+    // Not renamed, so it is the same file again.
+    let checkpoints = || fs::read_to_string(&anchor).map_or(0, |text| text.lines().count());
+    let many = checkpoints();
+    agent.process.signal(Signal::HUP);
+    eventually(PATIENCE, "a checkpoint", || checkpoints() > many);
+    ask(&agent, 5, 5);
+    place.wait_for_decisions(10);
+    let rotated = place.rotate(&[&agent]);
+    ask(&agent, 10, 5);
+    agent.stop();
+    let text = fs::read_to_string(&rotated).expect("the older file");
+    let lines: Vec<&str> = text.lines().collect();
+    for cut in 1..lines.len() {
+        fs::write(&rotated, lines[cut..].join("\n") + "\n").expect("the cut file");
+        let (code, report) = verify(&anchored(&anchor, &[&rotated, &log]));
+        assert_eq!(code, 1, "{cut} of {before}: {report:#}");
+        let trouble = &report["instances"][0]["trouble"];
+        assert_eq!((&trouble["kind"], &trouble["seq"]), (&"dropped".into(), &1.into()));
+    }
+    assert_eq!(verify(&anchored(&anchor, &[&log])).0, 0);
+
+    // An instance that ended before may have gone with age: that is said.
+    let mut agent = place.agent("two");
+    ask(&agent, 0, 1);
+    agent.stop();
+    let text = fs::read_to_string(&log).expect("the log");
+    let last = text.lines().position(|line| line.contains(r#""seq":1,"#)).expect("a beginning");
+    let rest: Vec<&str> = text.lines().skip(last).collect();
+    fs::write(&log, rest.join("\n") + "\n").expect("the cut log");
+    let (code, report) = verify(&anchored(&anchor, &[&log]));
+    assert_eq!(code, 0, "{report:#}");
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("where these files begin: 1;"), "{notes}");
+}
+
 #[test]
 fn exit_codes_tell_tampered_from_unreadable_and_a_wrong_command_line() {
     let place = Place::new();

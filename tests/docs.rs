@@ -162,6 +162,7 @@ fn scrape() -> String {
         mount: "tmpfs".to_owned(),
         revision: None,
         published_at: None,
+        links_missing: false,
         alarm: None,
         items: Vec::new(),
     };

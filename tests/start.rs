@@ -131,3 +131,31 @@ fn connections_that_say_nothing_do_not_keep_a_scraper_out_for_long() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     drop(silent);
 }
+
+/// An agent that only waits must not look as if the pods of its node got their volumes.
+#[test]
+fn an_agent_whose_driver_waits_for_the_mounter_is_not_ready_and_says_so() {
+    let dir = playground();
+    fs::create_dir_all(dir.path().join("kubelet/plugins/csi.secrets-broker.io")).expect("a place");
+    fs::create_dir_all(dir.path().join("kubelet/plugins_registry")).expect("a place");
+    fs::write(dir.path().join("keys.json"), r#"{"keys":[]}"#).expect("the cluster's keys");
+    let csi = r#"
+[csi]
+enabled = true
+node = "node-1"
+kubelet_root = "{dir}/kubelet"
+keys_file = "{dir}/keys.json"
+issuers = ["https://kubernetes.default.svc"]
+mounter_socket = "{dir}/mounter.sock"
+"#;
+    let agent = Agent::launch(dir.path(), &[CONFIG, csi].concat()).wait_live();
+    let waits = "waiting for the mounter: ";
+    eventually(PATIENCE, "it waits", || agent.status().to_string().contains(waits));
+    let ready = agent.operator("GET", "/agent/v1/health/ready", None);
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains(waits), "{}", ready.body);
+    let status = agent.status();
+    assert_eq!(status["health"], "degraded", "{status:#}");
+    let metrics = agent.operator("GET", "/agent/v1/metrics", None).body;
+    assert!(metrics.contains("\nsecrets_broker_csi_waiting 1\n"), "{metrics}");
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::{CsiSettings, MounterPlace};
-use crate::delivery::csi::{self, Begun};
+use crate::delivery::csi::{self, Begun, DriverState};
 use crate::delivery::files;
 use crate::delivery::socket::Server;
 use crate::identity::pods::PodDirectory;
@@ -28,6 +28,7 @@ pub(super) struct Parts {
     pub(super) server: Server,
     pub(super) pods: PodDirectory,
     pub(super) verifier: Verifier,
+    pub(super) state: DriverState,
 }
 
 /// Has the kubelet served; a stop waits for volumes that are being published.
@@ -49,7 +50,7 @@ async fn run(
     begun: Begun,
     stages: Stages,
 ) -> anyhow::Result<()> {
-    let Parts { files, server, pods, verifier } = parts;
+    let Parts { files, server, pods, verifier, state } = parts;
     let CsiSettings { driver, mounter, .. } = settings;
     let mounter: Arc<dyn Mounter> = match mounter {
         MounterPlace::Socket(socket) => Arc::new(MounterClient::new(socket)),
@@ -63,6 +64,6 @@ async fn run(
             Arc::new(LocalMounter::new(mounts))
         }
     };
-    let deps = csi::Deps { files, server, pods, mounter, verifier, begun };
+    let deps = csi::Deps { files, server, pods, mounter, verifier, begun, state };
     csi::run(driver, deps, stages).await
 }

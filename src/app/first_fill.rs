@@ -60,8 +60,7 @@ async fn filled(board: &VolumeBoard, volumes: &[VolumeName]) {
 }
 
 fn without_files(board: &VolumeBoard, volumes: &[VolumeName]) -> usize {
-    let has_files =
-        |name: &&VolumeName| board.get(name).is_some_and(|status| status.revision.is_some());
+    let has_files = |name: &&VolumeName| board.get(name).is_some_and(|status| status.is_filled());
     volumes.len() - volumes.iter().filter(has_files).count()
 }
 
@@ -77,6 +76,7 @@ mod tests {
             mount: "tmpfs".to_owned(),
             revision: revision.map(str::to_owned),
             published_at: None,
+            links_missing: false,
             alarm: None,
             items: Vec::new(),
         }

@@ -14,6 +14,7 @@ use crate::broker::settings::Settings;
 use crate::broker::task::BrokerTask;
 use crate::clock::BootInstant;
 use crate::config::Config;
+use crate::delivery::csi::DriverState;
 use crate::delivery::files::{self, DeclaredVolume};
 use crate::delivery::metrics_port::{self, MetricsPort};
 use crate::delivery::socket::{self, NodeDoor, Server, SocketConfig, Sockets, SourceDirectory};
@@ -64,8 +65,7 @@ impl App {
         hardened: &Hardened,
         manager: ServiceManager,
     ) -> anyhow::Result<Self> {
-        let mut supervisor = Supervisor::default();
-        let stages = Stages::default();
+        let (mut supervisor, stages) = (Supervisor::default(), Stages::default());
         let started_at = BootInstant::now();
         let fingerprint = reload::fingerprint(&config);
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
@@ -81,8 +81,7 @@ impl App {
         let broker = broker(config.broker, &shared, &audit, &stages, &mut supervisor)?;
         let (board, metrics) = (VolumeBoard::default(), Metrics::new());
         watch_limits(&metrics, &audit, &directory, &broker);
-        let names = config.volumes.iter().map(|volume| volume.config.name.clone());
-        let volume_names: Vec<VolumeName> = names.collect();
+        let volume_names = names(&config.volumes);
         let reloading = reload::Deps {
             policy: policy.clone(),
             audit: audit.clone(),
@@ -94,6 +93,7 @@ impl App {
         let verifier = csi::verifier(config.csi.as_ref()).await;
         let node = config.sockets.node.as_ref();
         let node_door = node_socket::door(node, &directory, verifier.as_ref(), &proof, &metrics);
+        let state = DriverState::new(config.csi.is_some(), metrics.csi_waiting.clone());
         let operators = Arc::new(Operators {
             broker: broker.clone(),
             policy: policy.clone(),
@@ -102,6 +102,7 @@ impl App {
             sources: shared.clone(),
             local: sources.local(),
             directory: directory.clone(),
+            csi: state.clone(),
             node_door: node_door.clone(),
             doors: Doors::new(proof.strength, node_door.is_some()),
             metrics: metrics.clone(),
@@ -123,7 +124,7 @@ impl App {
         supervisor.spawn("start", Stage::Intake, start);
         files::spawn_volumes(config.volumes, &volumes, &stages, &mut supervisor);
         if let (Some(settings), Some(verifier)) = (config.csi, verifier) {
-            let parts = csi::Parts { files: volumes, server, pods: directory, verifier };
+            let parts = csi::Parts { files: volumes, server, pods: directory, verifier, state };
             csi::spawn(settings, parts, &stages, &mut supervisor);
         }
         Ok(Self { supervisor, stages, stop_grace: config.agent.stop_grace, audit })
@@ -145,6 +146,10 @@ impl App {
         self.supervisor.stop(&self.stages, self.stop_grace).await;
         failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
+}
+
+fn names(volumes: &[DeclaredVolume]) -> Vec<VolumeName> {
+    volumes.iter().map(|volume| volume.config.name.clone()).collect()
 }
 
 /// What is bounded outside of the sockets.

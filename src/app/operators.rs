@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::broker::report::Report;
 use crate::broker::{Broker, ReadError, ResolveError};
 use crate::clock::BootInstant;
+use crate::delivery::csi::DriverState;
 use crate::delivery::socket::{NodeDoor, OperatorApi, Refusal, Viewer};
 use crate::domain::{
     EngineKind, LoginIdentity, Mount, SecretRef, SourceName, Spelling, VolumeName,
@@ -34,6 +35,7 @@ pub(super) struct Operators {
     pub sources: SharedSources,
     pub local: BTreeMap<SourceName, Arc<LocalSource>>,
     pub directory: PodDirectory,
+    pub csi: DriverState,
     pub node_door: Option<Arc<NodeDoor>>,
     pub doors: Doors,
     pub metrics: Metrics,
@@ -47,12 +49,15 @@ pub(super) struct Operators {
 
 #[async_trait]
 impl OperatorApi for Operators {
-    /// Ready means "can serve", not "Vault is reachable": the sockets are bound before this runs.
+    /// Ready means "can serve", not "Vault is reachable": the sockets are bound before this runs,
+    /// but for those of the kubelet.
     fn ready(&self) -> Result<(), String> {
-        if self.audit.is_healthy() {
-            Ok(())
-        } else {
-            Err("the audit log does not take records, so nothing new is served".to_owned())
+        if !self.audit.is_healthy() {
+            return Err("the audit log does not take records, so nothing new is served".to_owned());
+        }
+        match self.csi.waits_for() {
+            Some(what) => Err(format!("the kubelet is not served, waiting for {what}")),
+            None => Ok(()),
         }
     }
 
@@ -146,6 +151,7 @@ impl Operators {
             Viewer::Caller(_) => Facts {
                 config_problem: None,
                 policy_held: None,
+                csi_waits_for: None,
                 pod_directory: PodDirectory::none().state(),
                 locked_out: Vec::new(),
                 hardening: Vec::new(),
@@ -177,6 +183,7 @@ impl Operators {
             instance: self.audit.instance().to_owned(),
             config_problem: reload.problem.clone(),
             policy_held: reload.held.clone(),
+            csi_waits_for: self.csi.waits_for(),
             audit_healthy: self.audit.is_healthy(),
             sources: self
                 .sources

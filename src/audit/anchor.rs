@@ -28,6 +28,8 @@ pub(super) struct Checkpoint<'a> {
     instance: &'a str,
     seq: u64,
     hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotation: Option<bool>,
 }
 
 /// When the next checkpoint is due.
@@ -43,8 +45,10 @@ pub(super) struct Schedule {
 pub(super) struct AnchorFile(PathBuf);
 
 impl<'a> Checkpoint<'a> {
-    pub(super) fn new(at: Timestamp, instance: &'a str, head: Head) -> Self {
-        Self { time: line::time(at), instance, seq: head.seq, hash: head.hash.to_string() }
+    /// `rotation`: the log was another file up to here, which may be gone one day.
+    pub(super) fn new(at: Timestamp, instance: &'a str, head: Head, rotation: bool) -> Self {
+        let (time, hash) = (line::time(at), head.hash.to_string());
+        Self { time, instance, seq: head.seq, hash, rotation: rotation.then_some(true) }
     }
 
     /// Line end included.

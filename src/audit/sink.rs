@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -58,16 +58,19 @@ impl Sink {
         Ok(())
     }
 
-    /// Opens the file of the same name anew; a line begun in the old one is repeated whole.
-    pub(super) fn reopen(&mut self) -> Result<(), AuditError> {
-        if let Some(path) = &self.path {
-            let file = open_file(path)?;
-            // What the old file holds is as durable as it gets; its closing reports nothing.
-            let _ = self.file.sync_data();
-            self.file = file;
-            self.written = 0;
-        }
-        Ok(())
+    /// Opens the file of the same name anew and says whether it is another one; a line begun in
+    /// the old one is repeated whole.
+    pub(super) fn reopen(&mut self) -> Result<bool, AuditError> {
+        let Some(path) = &self.path else { return Ok(false) };
+        let failed = |source| AuditError::Open { path: path.clone(), source };
+        let file = open_file(path)?;
+        let (old, new) = (self.file.metadata(), file.metadata());
+        let (old, new) = (old.map_err(failed)?, new.map_err(failed)?);
+        // What the old file holds is as durable as it gets; its closing reports nothing.
+        let _ = self.file.sync_data();
+        self.file = file;
+        self.written = 0;
+        Ok((old.dev(), old.ino()) != (new.dev(), new.ino()))
     }
 
     /// Makes everything durable.

@@ -80,7 +80,7 @@ impl AuditWriter {
                 () = evidence.cancelled() => break,
                 () = self.shared.reopen.notified() => self.reopen().await?,
                 () = tokio::time::sleep(RETRY_EVERY), if waiting => {}
-                () = at(self.schedule.due()), if !waiting => self.checkpoint().await?,
+                () = at(self.schedule.due()), if !waiting => self.checkpoint(false).await?,
                 () = at(self.summary_at), if !waiting => self.summarise(),
                 () = self.shared.budgets.left_out.notified(), if self.summary_at.is_none() => {
                     self.summary_at = Some(Instant::now() + budget::WINDOW);
@@ -111,7 +111,7 @@ impl AuditWriter {
         let unwritten = self.lines.len();
         anyhow::ensure!(unwritten == 0, "{unwritten} audit records could not be written");
         self.blocking(|sink, _| sink.sync()).await?.map_err(AuditError::Sync)?;
-        self.checkpoint().await
+        self.checkpoint(false).await
     }
 
     fn encode(&mut self, records: impl Iterator<Item = Record>) {
@@ -158,7 +158,7 @@ impl AuditWriter {
     async fn reopen(&mut self) -> anyhow::Result<()> {
         match self.blocking(|sink, _| sink.reopen()).await? {
             // The end of the old file is where the new one has to go on.
-            Ok(()) => self.checkpoint().await?,
+            Ok(rotation) => self.checkpoint(rotation).await?,
             Err(error) => {
                 let error = Chain(&error).to_string();
                 tracing::warn!(error, "audit file not reopened; lines go on to the old one");
@@ -167,16 +167,17 @@ impl AuditWriter {
         Ok(())
     }
 
-    /// Says elsewhere how far the chain has come: what a checkpoint covers is on disk before.
-    async fn checkpoint(&mut self) -> anyhow::Result<()> {
+    /// Says elsewhere how far the chain has come, and whether the log goes on in another file: what
+    /// a checkpoint covers is on disk before.
+    async fn checkpoint(&mut self, rotation: bool) -> anyhow::Result<()> {
         if !self.lines.is_empty() {
             return Ok(());
         }
         let (anchor, shared, head) = (self.anchor.clone(), Arc::clone(&self.shared), self.head);
         let work = move |sink: &mut Sink, _: &mut VecDeque<Vec<u8>>| {
             sink.sync().map_err(AuditError::Sync)?;
-            let line = Checkpoint::new(Timestamp::now(), &shared.instance, head).to_line();
-            anchor.map_or(Ok(()), |anchor| anchor.append(&line))
+            let line = Checkpoint::new(Timestamp::now(), &shared.instance, head, rotation);
+            anchor.map_or(Ok(()), |anchor| anchor.append(&line.to_line()))
         };
         let result = self.blocking(work).await?;
         let failed_before = std::mem::replace(&mut self.anchor_failed, result.is_err());
@@ -191,7 +192,7 @@ impl AuditWriter {
             }
         }
         let (instance, seq, hash) = (&self.shared.instance, head.seq, head.hash);
-        tracing::info!(%instance, seq, %hash, "audit checkpoint");
+        tracing::info!(%instance, seq, %hash, rotation, "audit checkpoint");
         Ok(())
     }
 

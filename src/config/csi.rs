@@ -43,6 +43,10 @@ pub(super) fn read(
     let state_dir = section.path("state_dir", &agent.runtime_dir.join("csi").to_string_lossy());
     let volume_size = volume_size(&section);
     let volume_bytes_total = section.size("volume_bytes_total", 256 << 20);
+    if let Some(size) = volume_size.filter(|size| size.bytes() > volume_bytes_total) {
+        let message = format!("is less than one volume's size ({} bytes)", size.bytes());
+        section.problem_at("volume_bytes_total", message, "raise it, or lower volume_size");
+    }
     let publish_timeout = section.positive_duration("publish_timeout", Duration::from_secs(30));
     let retire_grace = section.duration("retire_grace", Duration::from_secs(30));
     let mounter = mounter(&section);

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rustix::fs::{FileType, fstat};
 use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -42,22 +41,15 @@ impl MounterClient {
     }
 }
 
-#[async_trait]
 impl Exchange for MounterClient {
-    async fn exchange(&self, request: Request) -> Result<Answer, MounterError> {
-        let asked = request.to_string();
-        let socket = self.socket.clone();
-        match tokio::task::spawn_blocking(move || exchange(&socket, &request)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(ExchangeError::Io(source))) => {
-                let socket = self.socket.clone();
-                Err(MounterError::Unreachable { request: asked, socket, source })
+    fn exchange(&self, request: &Request) -> Result<Answer, MounterError> {
+        exchange(&self.socket, request).map_err(|error| {
+            let (request, socket) = (request.to_string(), self.socket.clone());
+            match error {
+                ExchangeError::Io(source) => MounterError::Unreachable { request, socket, source },
+                ExchangeError::Answer(source) => MounterError::Answer { request, source },
             }
-            Ok(Err(ExchangeError::Answer(source))) => {
-                Err(MounterError::Answer { request: asked, source })
-            }
-            Err(_) => Err(MounterError::Interrupted { request: asked }),
-        }
+        })
     }
 }
 

@@ -9,20 +9,30 @@ use super::protocol::{ProtocolError, Reply, Request};
 use super::{Mounted, Mounter, MounterError, Prepared, Target, TmpfsSize, VolumeKey};
 
 /// Whoever has requests answered.
-#[async_trait]
-pub(super) trait Exchange: Send + Sync {
+pub(super) trait Exchange: Clone + Send + Sync + 'static {
     /// The answer to one request. A [`Reply::Prepared`] comes with a descriptor, no other does.
-    async fn exchange(&self, request: Request) -> Result<Answer, MounterError>;
+    /// Blocks.
+    fn exchange(&self, request: &Request) -> Result<Answer, MounterError>;
 }
 
 /// A reply and the descriptor that came with it.
 pub(super) type Answer = (Reply, Option<OwnedFd>);
 
-/// Has a request answered; a refusal becomes an error.
+/// Has a request answered on the blocking pool.
 async fn ask(to: &impl Exchange, request: Request) -> Result<Answer, MounterError> {
-    let asked = request.to_string();
-    match to.exchange(request).await? {
-        (Reply::Failed(failure), _) => Err(MounterError::Failed { request: asked, failure }),
+    let (to, asked) = (to.clone(), request.to_string());
+    match tokio::task::spawn_blocking(move || ask_here(&to, &request)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(MounterError::Interrupted { request: asked }),
+    }
+}
+
+/// Has a request answered; a refusal becomes an error. Blocks.
+fn ask_here(to: &impl Exchange, request: &Request) -> Result<Answer, MounterError> {
+    match to.exchange(request)? {
+        (Reply::Failed(failure), _) => {
+            Err(MounterError::Failed { request: request.to_string(), failure })
+        }
         answer => Ok(answer),
     }
 }
@@ -90,12 +100,11 @@ impl<T: Exchange> Mounter for T {
         }
     }
 
-    async fn mounted_below(&self, key: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {
+    fn mounted_below(&self, key: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {
         let request = Request::MountedBelow { key: key.clone() };
-        let asked = request.to_string();
-        match ask(self, request).await? {
+        match ask_here(self, &request)? {
             (Reply::Inodes(inodes), None) => Ok(inodes.into_iter().collect()),
-            _ => Err(unexpected(&asked)),
+            _ => Err(unexpected(&request.to_string())),
         }
     }
 }

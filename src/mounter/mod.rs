@@ -56,7 +56,10 @@ pub trait Mounter: Send + Sync {
 
     /// Inodes of this volume's files and directories that are mounted somewhere by themselves, as
     /// `subPath` does. No descriptor shows that they are in use; they must not be wiped.
-    async fn mounted_below(&self, key: &VolumeKey) -> Result<BTreeSet<u64>, MounterError>;
+    ///
+    /// Blocks: whoever wipes does that on the blocking pool, and a thread of the pool that waits
+    /// for another one waits for ever once all of them do.
+    fn mounted_below(&self, key: &VolumeKey) -> Result<BTreeSet<u64>, MounterError>;
 }
 
 /// A volume's tmpfs, ready for files.

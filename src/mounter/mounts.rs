@@ -120,10 +120,10 @@ impl Mounts {
         let directory = self.private_directory(key)?.ok_or(Failure::NotPrepared)?;
         let (mount, noswap) = match self.ours(&directory, &table, "its private directory")? {
             Some(line) => {
-                if let Err(error) = tmpfs::resize(directory.as_fd(), size) {
+                let noswap = line.has_noswap();
+                if let Err(error) = tmpfs::resize(directory.as_fd(), size, noswap) {
                     tracing::warn!(volume = %key, %error, "volume keeps its present size");
                 }
-                let noswap = line.super_options.split(',').any(|option| option == "noswap");
                 (directory, noswap)
             }
             None => {
@@ -238,11 +238,12 @@ impl Mounts {
             }
             // Not text, or deleted since: the wiper finds no name for it either.
             let Some(path) = path.to_str() else { continue };
-            let found = if_there(tree::open_beneath(private.as_fd(), path, OFlags::PATH))
-                .map_err(failed("look at a mounted file"))?;
-            if let Some(file) = found {
-                inodes.insert(fstat(&file).map_err(failed("look at a mounted file"))?.st_ino);
-            }
+            let file = match tree::open_beneath(private.as_fd(), path, OFlags::PATH) {
+                // Deleted is `<path>//deleted`, and there may be another file of that name.
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                found => found.map_err(failed("look at a mounted file"))?,
+            };
+            inodes.insert(fstat(&file).map_err(failed("look at a mounted file"))?.st_ino);
         }
         if inodes.len() > INODES_PER_REPLY {
             return Err(Failure::TooManyMounted(INODES_PER_REPLY));

@@ -56,9 +56,16 @@ pub(super) fn create(
 }
 
 /// Brings a tmpfs to another size. It cannot become smaller than what lies on it (`EINVAL`).
-pub(super) fn resize(mount: BorrowedFd<'_>, size: TmpfsSize) -> Result<(), Errno> {
+///
+/// Kernels from 6.4 on that lack "shmem: fix tmpfs reconfiguration (remount) when noswap is set"
+/// take a reconfiguration that does not repeat `noswap` for one that takes it away, and refuse it;
+/// no kernel lets it be added.
+pub(super) fn resize(mount: BorrowedFd<'_>, size: TmpfsSize, noswap: bool) -> Result<(), Errno> {
     let context = fspick(mount, "", FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC)?;
     set_size(&context, size)?;
+    if noswap {
+        fsconfig_set_flag(&context, "noswap")?;
+    }
     fsconfig_reconfigure(&context)
 }
 

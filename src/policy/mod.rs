@@ -71,6 +71,14 @@ impl Authorized {
         self.dynamic_owner.as_ref()
     }
 
+    /// Whether it stands for the very same read: of the same secret, with the same login, of the
+    /// same consumer's.
+    pub fn reads_like(&self, other: &Self) -> bool {
+        self.secret == other.secret
+            && self.login == other.login
+            && self.dynamic_owner == other.dynamic_owner
+    }
+
     /// The rule that decided.
     pub fn rule(&self) -> &RuleName {
         &self.rule
@@ -168,13 +176,7 @@ impl Policy {
             identity: identity.clone(),
             secret: secret.clone(),
             login: permit.login,
-            dynamic_owner: match (permit.share, identity.subject()) {
-                (Share::Agent, _) => None,
-                (Share::ServiceAccount, Subject::Pod(pod)) => {
-                    Some(ConsumerId::service_account(&pod.account))
-                }
-                (Share::Consumer | Share::ServiceAccount, _) => Some(identity.consumer().clone()),
-            },
+            dynamic_owner: owner_of(permit.share, identity),
             rule: permit.rule,
             generation,
             valid_until: now + policy.recheck(),
@@ -268,6 +270,17 @@ impl Policy {
     /// Tells when decisions made earlier hold no longer.
     pub fn generations(&self) -> watch::Receiver<()> {
         self.generation.followers.subscribe()
+    }
+}
+
+/// Who has a dynamic secret to itself; `None` where all of the agent's consumers share it.
+fn owner_of(share: Share, identity: &Identity) -> Option<ConsumerId> {
+    match (share, identity.subject()) {
+        (Share::Agent, _) => None,
+        (Share::ServiceAccount, Subject::Pod(pod)) => {
+            Some(ConsumerId::service_account(&pod.account))
+        }
+        (Share::Consumer | Share::ServiceAccount, _) => Some(identity.consumer().clone()),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::{CompiledPolicy, Denied};
-use crate::domain::{LoginIdentity, RuleName, SecretRef};
+use super::{CompiledPolicy, Denied, owner_of};
+use crate::domain::{ConsumerId, LoginIdentity, RuleName, SecretRef};
 use crate::identity::Identity;
 use crate::identity::pods::Labels;
 
@@ -14,6 +14,8 @@ pub struct Supposed {
     pub rule: RuleName,
     /// Whose identity would be used upstream.
     pub login: LoginIdentity,
+    /// Who would have a dynamic secret to itself; `None`: all of the agent's consumers share it.
+    pub dynamic_owner: Option<ConsumerId>,
 }
 
 impl CompiledPolicy {
@@ -27,6 +29,7 @@ impl CompiledPolicy {
         at: Timestamp,
     ) -> Result<Supposed, Denied> {
         let permit = self.decide(identity, secret, labels, at)?;
-        Ok(Supposed { rule: permit.rule, login: permit.login })
+        let dynamic_owner = owner_of(permit.share, identity);
+        Ok(Supposed { rule: permit.rule, login: permit.login, dynamic_owner })
     }
 }

@@ -91,10 +91,19 @@ pub struct VolumeStatus {
     pub revision: Option<String>,
     /// When it was published.
     pub published_at: Option<BootInstant>,
+    /// Whether names that applications use are still to be led to it.
+    pub links_missing: bool,
     /// What is wrong with the volume as a whole, and what to do.
     pub alarm: Option<String>,
     /// Its items.
     pub items: Vec<ItemStatus>,
+}
+
+impl VolumeStatus {
+    /// Whether applications find everything that the volume is to hold.
+    pub fn is_filled(&self) -> bool {
+        self.revision.is_some() && !self.links_missing
+    }
 }
 
 /// One item of a volume.

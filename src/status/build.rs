@@ -33,6 +33,8 @@ pub struct Facts {
     pub config_problem: Option<String>,
     /// What a changed policy would take away, if it is held.
     pub policy_held: Option<String>,
+    /// What the CSI driver waits for, if it does not serve the kubelet.
+    pub csi_waits_for: Option<String>,
     /// Whether audit records are being taken.
     pub audit_healthy: bool,
     /// What each source is.

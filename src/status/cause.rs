@@ -30,6 +30,12 @@ pub(super) fn causes(report: &Report, volumes: &[VolumeStatus], facts: &Facts) -
             "make the audit output writable again: free space, or restart what reads it",
         ));
     }
+    if let Some(what) = &facts.csi_waits_for {
+        causes.push(Cause::new(
+            format!("pods get no volumes, waiting for {what}"),
+            "look at the logs of the mounter and of the agent; volumes that are mounted stay",
+        ));
+    }
     let sources = report.sources.iter().filter(|source| !source.reachable);
     causes.extend(sources.map(|source| unreachable(source, facts.now)));
     let explained = |name: &SourceName| {

@@ -113,6 +113,7 @@ fn volume() -> VolumeStatus {
         mount: "tmpfs noswap".to_owned(),
         revision: Some("..2027_01_15".to_owned()),
         published_at: Some(at(-60)),
+        links_missing: false,
         alarm: None,
         items: vec![
             item("db.json", "database/creds/shop", -800),
@@ -136,6 +137,7 @@ fn facts() -> Facts {
         instance: "a1b2c3".to_owned(),
         config_problem: None,
         policy_held: None,
+        csi_waits_for: None,
         audit_healthy: true,
         sources: BTreeMap::from([("vault".parse().unwrap(), description)]),
         pod_directory: PodDirectory::none().state(),

@@ -109,6 +109,10 @@ pub struct Metrics {
     pub lock_outs: Counter,
     /// Volumes that would lose secrets by the policy that is held; 0 while none is.
     pub policy_held_volumes: Gauge,
+    /// 1 while the newest configuration is refused.
+    pub config_refused: Gauge,
+    /// 1 while the CSI driver waits for something and does not serve the kubelet.
+    pub csi_waiting: Gauge,
 }
 
 impl Metrics {
@@ -140,6 +144,12 @@ impl Metrics {
         let policy_held_volumes = Gauge::default();
         let help = "Volumes that would lose secrets by a policy that is held";
         registry.register("policy_held_volumes", help, policy_held_volumes.clone());
+        let config_refused = Gauge::default();
+        let help = "Whether the newest configuration is bad and the old one in force";
+        registry.register("config_refused", help, config_refused.clone());
+        let csi_waiting = Gauge::default();
+        let help = "Whether the CSI driver waits for something and the kubelet is not served";
+        registry.register("csi_waiting", help, csi_waiting.clone());
         let hit = [("route", "secret".into()), ("code", "200".into()), ("cache", "hit".into())];
         let hits = requests.get_or_create(&hit).clone();
         let registry = Arc::new(registry);
@@ -157,6 +167,8 @@ impl Metrics {
             proofs_refused,
             lock_outs,
             policy_held_volumes,
+            config_refused,
+            csi_waiting,
         }
     }
 

@@ -78,6 +78,8 @@ fn the_manifests_are_what_the_chart_renders() {
 #[test]
 fn values_that_would_not_work_are_refused_with_their_name() {
     let digest = "image.digest=sha256:12";
+    let same_audience = "nodeSocket.enabled=true,placement.enabled=true,podDirectory=apiserver,\
+                         nodeSocket.proofAudience=vault";
     for (value, names) in [
         ("csi.drivr=x", "drivr"),
         ("csi.driver=Not A Name", "driver"),
@@ -90,6 +92,10 @@ fn values_that_would_not_work_are_refused_with_their_name() {
         ("nodeSocket.proofToken=never", "proofToken"),
         ("nodeSocket.enabled=true", "placement.enabled"),
         ("nodeSocket.enabled=true,placement.enabled=true", "podDirectory"),
+        (same_audience, "proofAudience"),
+        ("csi.volume.sizeKiB=65536,csi.volume.totalMiB=32", "no volume has room"),
+        ("updateStrategy.rollingUpdate.maxSurge=1", "maxSurge"),
+        ("agent.seLinuxOptions.privileged=true", "privileged"),
         ("placement.cgroupRoot=kubepods", "cgroupRoot"),
         ("log.level=loud", "level"),
         ("metrics.port=80", "port"),
@@ -190,7 +196,9 @@ fn pods_tokens_travel_as_secrets_where_the_cluster_knows_how() {
     assert_eq!(spec("1.35.0")["serviceAccountTokenInSecrets"], true);
     assert_eq!(spec("1.36.3-gke.1")["serviceAccountTokenInSecrets"], true);
     assert!(spec("1.34.9").get("serviceAccountTokenInSecrets").is_none());
-    assert!(template(&["--kube-version", "1.24.0"]).is_err());
+    // Whose tokens name no node.
+    assert!(template(&["--kube-version", "1.29.14"]).is_err());
+    assert!(template(&["--kube-version", "1.30.0"]).is_ok());
 }
 
 #[test]
@@ -199,6 +207,7 @@ fn everything_that_is_off_by_default_can_be_switched_on() {
     let objects = rendered(&[
         "--set=podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
         "--set-string=csi.settings=tenant_roles = [\"shop\"]",
+        "--set=agent.seLinuxOptions.type=spc_t",
         "--set=hostNetwork=true,priorityClass.create=false,priorityClass.name=system-node-critical",
         "--set=csi.kubeletRoot=/var/lib/k0s/kubelet,csi.volume.totalMiB=1024",
         "--set=vaultCA.configMap=,vaultCA.secret=vault-tls",
@@ -208,7 +217,8 @@ fn everything_that_is_off_by_default_can_be_switched_on() {
     let alerts = fs::read_to_string(chart().join("files/alerts.yaml")).unwrap();
     let rule = of_kind(&objects, "PrometheusRule")[0];
     assert_eq!(rule["spec"]["groups"], privileges::objects(&alerts)[0]["groups"]);
-    assert_eq!(of_kind(&objects, "PodMonitor").len(), 1);
+    let endpoint = &of_kind(&objects, "PodMonitor")[0]["spec"]["podMetricsEndpoints"][0];
+    assert_eq!(endpoint["relabelings"][0]["targetLabel"], "instance");
     assert!(of_kind(&objects, "PriorityClass").is_empty());
     let configured = of_kind(&objects, "ConfigMap");
     let config = configured.iter().find_map(|map| map["data"]["config.toml"].as_str());
@@ -223,6 +233,7 @@ fn everything_that_is_off_by_default_can_be_switched_on() {
     assert_eq!(pod["priorityClassName"], "system-node-critical");
     let agent = pod["containers"].as_array().expect("containers").last().expect("the agent");
     assert_eq!(agent["resources"]["limits"]["memory"], "1216Mi");
+    assert_eq!(agent["securityContext"]["seLinuxOptions"], json!({ "type": "spc_t" }));
     let text = serde_json::to_string(pod).expect("JSON");
     let ca = &pod["volumes"][0]["projected"]["sources"][1]["secret"];
     assert_eq!(ca["name"], "vault-tls");

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
@@ -150,7 +151,7 @@ fn after_the_node_restarts_volumes_are_listed_and_made_anew() {
     }
     assert_eq!(rig.wait(client.list()).unwrap(), [Mounted { key: key.clone(), bound: false }]);
     assert_eq!(failure(rig.wait(client.bind(&key, &rig.target(&key)))), Failure::NotPrepared);
-    assert_eq!(failure(rig.wait(client.mounted_below(&key))), Failure::NotPrepared);
+    assert_eq!(failure(client.mounted_below(&key)), Failure::NotPrepared);
     drop(rig.publish(&key, "t2"));
     let token = Path::new(rig.target(&key).as_str()).join("token");
     assert_eq!(std::fs::read_to_string(token).unwrap(), "t2");
@@ -166,7 +167,7 @@ fn files_that_are_mounted_by_themselves_are_reported() {
     let root = rig.publish(&key, "t1");
     rig.publish(&other, "t1");
     // The bind onto the target is the whole volume, and does not count.
-    assert!(rig.wait(client.mounted_below(&key)).unwrap().is_empty());
+    assert!(client.mounted_below(&key).unwrap().is_empty());
 
     let target = PathBuf::from(rig.target(&key).as_str());
     rustix::fs::mkdirat(&root, "dir with space", Mode::from_raw_mode(0o755)).unwrap();
@@ -183,16 +184,43 @@ fn files_that_are_mounted_by_themselves_are_reported() {
         mount_bind(&from, &to).unwrap();
         inodes.insert(from.metadata().unwrap().ino());
     }
-    assert_eq!(rig.wait(client.mounted_below(&key)).unwrap(), inodes);
+    assert_eq!(client.mounted_below(&key).unwrap(), inodes);
     // Nobody can wipe a file without a name.
     inodes.remove(&target.join("deleted").metadata().unwrap().ino());
     rustix::fs::unlinkat(&root, "deleted", rustix::fs::AtFlags::empty()).unwrap();
-    assert_eq!(rig.wait(client.mounted_below(&key)).unwrap(), inodes);
-    assert!(rig.wait(client.mounted_below(&other)).unwrap().is_empty());
+    assert_eq!(client.mounted_below(&key).unwrap(), inodes);
+    // Nor is another file of that name the one that is mounted.
+    write(root.as_fd(), "deleted", "t2");
+    assert_eq!(client.mounted_below(&key).unwrap(), inodes);
+    assert!(client.mounted_below(&other).unwrap().is_empty());
     for number in 0..3 {
         unmount(places.path().join(number.to_string()), UnmountFlags::empty()).unwrap();
     }
-    assert!(rig.wait(client.mounted_below(&key)).unwrap().is_empty());
+    assert!(client.mounted_below(&key).unwrap().is_empty());
+}
+
+/// Who wipes asks from a thread of the blocking pool, as many volumes at once as it has threads.
+#[test]
+fn what_is_mounted_is_told_on_the_last_thread_of_the_blocking_pool() {
+    if !in_own_namespace("volumes::what_is_mounted_is_told_on_the_last_thread_of_the_blocking_pool")
+    {
+        return;
+    }
+    let rig = Rig::start();
+    let (key, client) = (key("secrets"), rig.client());
+    rig.publish(&key, "t1");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let told = runtime.block_on(async move {
+        let asking = tokio::task::spawn_blocking(move || client.mounted_below(&key));
+        tokio::time::timeout(Duration::from_secs(20), asking).await
+    });
+    runtime.shutdown_background();
+    assert!(told.expect("an answer").unwrap().unwrap().is_empty());
 }
 
 #[test]

@@ -77,12 +77,19 @@ impl Agent {
     }
 
     /// Waits until the agent says that it can serve.
-    pub fn wait_ready(mut self) -> Agent {
-        let socket = self.operator_socket();
-        let ready = || {
-            request(&socket, "GET", "/agent/v1/health/ready", None).is_ok_and(|a| a.status == 200)
-        };
-        self.process.wait_until(PATIENCE, "the agent is ready", ready);
+    pub fn wait_ready(self) -> Agent {
+        self.wait_healthy("ready")
+    }
+
+    /// Waits until the agent answers, whether or not it can serve.
+    pub fn wait_live(self) -> Agent {
+        self.wait_healthy("live")
+    }
+
+    fn wait_healthy(mut self, how: &str) -> Agent {
+        let (socket, path) = (self.operator_socket(), format!("/agent/v1/health/{how}"));
+        let healthy = || request(&socket, "GET", &path, None).is_ok_and(|a| a.status == 200);
+        self.process.wait_until(PATIENCE, &format!("the agent is {how}"), healthy);
         self
     }
 

@@ -72,6 +72,9 @@ directory = {{ .Values.podDirectory | quote }}
 {{- if not $.Values.placement.enabled }}
 {{- fail "nodeSocket.enabled needs placement.enabled: its callers are told apart by the kernel" }}
 {{- end }}
+{{- if eq .proofAudience $.Values.csi.audience }}
+{{- fail "nodeSocket.proofAudience is csi.audience, so callers' tokens would open Vault; choose another" }}
+{{- end }}
 {{- if eq $.Values.podDirectory "none" }}
 {{- fail "nodeSocket.enabled needs podDirectory: apiserver, which names its callers" }}
 {{- end }}
@@ -86,6 +89,9 @@ proof_token = {{ .proofToken | quote }}
 [csi]
 enabled = true
 {{- with .Values.csi }}
+{{- if gt (int64 .volume.sizeKiB) (mul 1024 (int64 .volume.totalMiB)) }}
+{{- fail "csi.volume.sizeKiB is more than csi.volume.totalMiB, so that no volume has room" }}
+{{- end }}
 driver = {{ .driver | quote }}
 kubelet_root = {{ .kubeletRoot | quote }}
 node = "${NODE_NAME}"

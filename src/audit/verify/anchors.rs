@@ -14,8 +14,11 @@ use crate::audit::chain::LineHash;
 
 /// Checkpoints taken in; what an agent keeps is some thousands.
 const CHECKPOINTS_MAX: usize = 1 << 20;
-/// What a checkpoint in a log of text follows.
+/// What the agent's log says with a checkpoint.
 const MESSAGE: &str = "audit checkpoint";
+/// Words that stand once at the start of each line of a log of text, before anything that somebody
+/// else has a say in.
+const LEVELS: [&str; 5] = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"];
 
 /// All checkpoints, by instance.
 #[derive(Debug, Default)]
@@ -32,6 +35,8 @@ pub(super) struct Anchors {
 #[derive(Debug, Default)]
 pub(super) struct Anchored {
     hashes: BTreeSet<(u64, LineHash)>,
+    /// The last records of files.
+    rotations: BTreeSet<u64>,
     /// The time of the newest checkpoint.
     pub(super) until: String,
 }
@@ -43,6 +48,11 @@ struct Checkpoint<'a> {
     instance: &'a str,
     seq: u64,
     hash: &'a str,
+    #[serde(default)]
+    rotation: bool,
+    /// Those of a log's line; a checkpoint in an anchor file has none.
+    level: Option<IgnoredAny>,
+    message: Option<&'a str>,
     /// A line of the log itself, which cannot vouch for itself.
     prev: Option<IgnoredAny>,
 }
@@ -70,9 +80,8 @@ impl Anchors {
     }
 
     fn take(&mut self, line: &str) {
-        let json = serde_json::from_str(line).ok();
-        let checkpoint: Option<Checkpoint<'_>> = json.or_else(|| from_text(line));
-        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.prev.is_none());
+        // Other messages of a log quote what strangers wrote, and that may look like a checkpoint.
+        let checkpoint = if line.starts_with('{') { from_json(line) } else { from_text(line) };
         let hash = checkpoint.as_ref().and_then(|c| LineHash::from_hex(c.hash.as_bytes()));
         let (Some(checkpoint), Some(hash)) = (checkpoint, hash) else {
             self.others += u64::from(!line.trim().is_empty());
@@ -89,6 +98,9 @@ impl Anchors {
         }
         let anchored = self.by_instance.entry(checkpoint.instance.to_owned()).or_default();
         anchored.hashes.insert((checkpoint.seq, hash));
+        if checkpoint.rotation {
+            anchored.rotations.insert(checkpoint.seq);
+        }
         if anchored.until.as_str() < time {
             time.clone_into(&mut anchored.until);
         }
@@ -113,27 +125,50 @@ impl Anchored {
         if of_seq.all(|(_, said)| *said == hash) { Verdict::Fits } else { Verdict::Contradicts }
     }
 
+    /// Whether the log went on in another file after this record.
+    pub(super) fn is_rotation(&self, seq: u64) -> bool {
+        self.rotations.contains(&seq)
+    }
+
     /// The newest record that is covered; 0 if there is only the checkpoint of the start.
     pub(super) fn last_seq(&self) -> u64 {
         self.hashes.last().map_or(0, |(seq, _)| *seq)
     }
 }
 
-/// `2027-01-15T08:00:00.000000Z  INFO audit checkpoint instance=ab seq=7 hash=…`
+/// `{"time":"2027-01-15T08:00:00.000000Z","instance":"ab","seq":7,"hash":"…","rotation":true}`, or
+/// the same in the agent's log.
+fn from_json(line: &str) -> Option<Checkpoint<'_>> {
+    let checkpoint: Checkpoint<'_> = serde_json::from_str(line).ok()?;
+    let of_a_log = checkpoint.level.is_some() || checkpoint.message.is_some();
+    let fits = checkpoint.prev.is_none() && (!of_a_log || checkpoint.message == Some(MESSAGE));
+    fits.then_some(checkpoint)
+}
+
+/// `2027-01-15T08:00:00.000000Z  INFO audit checkpoint instance=ab seq=7 hash=… rotation=false`,
+/// after whatever a collector puts before each line.
 fn from_text(line: &str) -> Option<Checkpoint<'_>> {
-    let (before, fields) = line.split_once(MESSAGE)?;
-    let field = |name: &str| {
-        let mut words = fields.split_whitespace();
-        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-    };
+    let is_level = |word: &&str| LEVELS.contains(word);
     let is_time = |word: &&str| word.len() >= 20 && word.as_bytes()[10] == b'T';
-    Some(Checkpoint {
-        time: before.split_whitespace().rfind(is_time).unwrap_or_default(),
+    let words = || line.split_whitespace();
+    let time = words().take_while(|word| !is_level(word)).filter(is_time).last();
+    let mut rest = words().skip_while(|word| !is_level(word));
+    let mut said = ["INFO"].into_iter().chain(MESSAGE.split(' '));
+    if !said.all(|word| rest.next() == Some(word)) {
+        return None;
+    }
+    let mut field = |name: &str| rest.next()?.strip_prefix(name)?.strip_prefix('=');
+    let checkpoint = Checkpoint {
+        time: time.unwrap_or_default(),
         instance: field("instance")?,
         seq: field("seq")?.parse().ok()?,
         hash: field("hash")?,
+        rotation: field("rotation")?.parse().ok()?,
+        level: None,
+        message: None,
         prev: None,
-    })
+    };
+    rest.next().is_none().then_some(checkpoint)
 }
 
 #[cfg(test)]
@@ -148,8 +183,11 @@ mod tests {
         let at = |second| format!("2027-01-15T08:00:0{second}.000000Z");
         for line in [
             format!(r#"{{"time":"{}",{json}1,"hash":"{hash}"}}"#, at(1)),
-            format!(r#"{{"timestamp":"{}",{level}{json}2,"hash":"{hash}"}}"#, at(2)),
-            format!("{}  INFO audit checkpoint instance=a seq=3 hash={hash}", at(3)),
+            format!(
+                r#"{{"timestamp":"{}",{level}"message":"{MESSAGE}",{json}2,"hash":"{hash}"}}"#,
+                at(2)
+            ),
+            format!("{}  INFO {MESSAGE} instance=a seq=3 hash={hash} rotation=true", at(3)),
             format!("{}  INFO something else", at(0)),
             format!(r#"{{"time":"{}",{json}4,"ha"#, at(0)),
             format!(r#"{{"time":"{}",{json}5,"prev":"{hash}","hash":"{hash}"}}"#, at(0)),
@@ -165,5 +203,36 @@ mod tests {
             assert_eq!(anchored.judge(seq, LineHash::genesis("b")), Verdict::Contradicts);
         }
         assert_eq!(anchored.judge(4, hash), Verdict::Silent);
+        assert_eq!([1, 2, 3].map(|seq| anchored.is_rotation(seq)), [false, false, true]);
+    }
+
+    /// A pod's owner writes what the agent's log then quotes.
+    #[test]
+    fn what_a_message_quotes_is_no_checkpoint() {
+        let hash = LineHash::genesis("a");
+        let fields = format!("instance=a seq=9 hash={hash} rotation=true");
+        let forged = format!("2027-01-15T08:00:09.000000Z  INFO {MESSAGE} {fields}");
+        let time = "2027-01-15T08:00:01.000000Z";
+        let mut anchors = Anchors::default();
+        let (quoted, json) = (format!("{forged:?}"), format!(r#""seq":9,"hash":"{hash}""#));
+        let lines = [
+            format!("{time}  WARN a call is refused message={quoted}"),
+            format!("{time}  WARN {forged}"),
+            format!("{time}  INFO {forged}"),
+            format!("{time}  INFO {MESSAGE} {fields} more"),
+            format!("{time}  INFO {MESSAGE} of {fields}"),
+            format!(r#"{{"timestamp":"{time}","level":"WARN","message":{quoted}}}"#),
+            format!(r#"{{"level":"WARN","message":"refused","instance":"a",{json}}}"#),
+            format!(r#"{{"level":"INFO","instance":"a",{json}}}"#),
+            format!(r#"{{"message":{quoted},"instance":"a",{json}}}"#),
+        ];
+        for line in &lines {
+            anchors.take(line);
+        }
+        assert!(anchors.by_instance.is_empty(), "{anchors:?}");
+        assert_eq!(anchors.others, lines.len() as u64);
+        // A collector's prefix is nobody's checkpoint, and does not hide one.
+        anchors.take(&format!("{time} stderr F {forged}"));
+        assert_eq!(anchors.of("a").map(Anchored::last_seq), Some(9));
     }
 }

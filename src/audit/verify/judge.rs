@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::anchors::{Anchors, Verdict};
+use super::anchors::{Anchored, Anchors, Verdict};
 use super::evidence::{Evidence, Instance, Place, Run};
 use super::order;
 use super::piece::{Bad, Class};
@@ -26,9 +26,11 @@ pub(super) fn report(
         .collect();
     instances.sort_by(|a, b| a.first_time.cmp(&b.first_time));
     let mut troubles = case.strangers();
-    troubles.extend(case.missing_instances(&instances));
+    let from = instances.first().map_or("", |first| first.first_time.as_str());
+    troubles.extend(case.unanchored(from));
+    let notes = case.notes(from);
     let intact = troubles.is_empty() && instances.iter().all(|i| i.trouble.is_none());
-    Report { intact: intact && !evidence.overflowed, instances, troubles, notes: case.notes() }
+    Report { intact: intact && !evidence.overflowed, instances, troubles, notes }
 }
 
 struct Case<'e> {
@@ -97,15 +99,19 @@ impl Case<'_> {
         None
     }
 
-    /// Whether an instance may begin with this run although it is not its first record.
+    /// Whether an instance may begin with this run although it is not its first record: where a
+    /// rotation's checkpoint fits. Any other one stands in the middle of a file, where nobody but a
+    /// forger would cut.
     fn may_begin(&self, name: &str, run: &Run, expected: &Expected<'_>) -> bool {
         let Some(before) = run.first_seq.checked_sub(1) else { return false };
         if expected.after.is_some() || before == 0 {
             return false;
         }
         let anchored = self.anchors.and_then(|anchors| anchors.of(name));
-        let anchored = anchored.map_or(Verdict::Silent, |a| a.judge(before, run.first_prev));
-        self.partial || anchored == Verdict::Fits
+        let begins_a_file = |anchored: &Anchored| {
+            anchored.is_rotation(before) && anchored.judge(before, run.first_prev) == Verdict::Fits
+        };
+        self.partial || anchored.is_some_and(begins_a_file)
     }
 
     fn diagnose(
@@ -264,16 +270,19 @@ impl Case<'_> {
         bad.map(trouble).collect()
     }
 
-    /// Instances that only checkpoints know, from the time on that the files cover.
-    fn missing_instances(&self, instances: &[InstanceReport]) -> Vec<Trouble> {
-        let from = instances.first().map_or("", |first| first.first_time.as_str());
-        let Some(anchors) = self.anchors else { return Vec::new() };
-        let missing = anchors.instances().filter(|(name, anchored)| {
-            !self.evidence.instances.contains_key(*name)
-                && anchored.last_seq() > 0
-                && anchored.until.as_str() >= from
-        });
-        let trouble = |(name, anchored): (&String, &super::anchors::Anchored)| Trouble {
+    /// Instances that only checkpoints know.
+    fn missing_instances(&self) -> impl Iterator<Item = (&String, &Anchored)> {
+        let known = self.anchors.into_iter().flat_map(Anchors::instances);
+        known.filter(|(name, anchored)| {
+            !self.evidence.instances.contains_key(*name) && anchored.last_seq() > 0
+        })
+    }
+
+    /// Those that still ran at the time from which on the files have records.
+    fn unanchored(&self, from: &str) -> Vec<Trouble> {
+        let missing =
+            self.missing_instances().filter(|(_, anchored)| anchored.until.as_str() >= from);
+        let trouble = |(name, anchored): (&String, &Anchored)| Trouble {
             kind: Kind::Unanchored,
             instance: Some(name.clone()),
             seq: Some(anchored.last_seq()),
@@ -285,7 +294,7 @@ impl Case<'_> {
         missing.map(trouble).collect()
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self, from: &str) -> Vec<String> {
         let mut notes = Vec::new();
         let torn = self.evidence.bad.iter().filter(|(_, bad)| bad.class == Class::Torn);
         for (place, _) in torn.take(10) {
@@ -298,6 +307,14 @@ impl Case<'_> {
         }
         if let Some(others) = self.anchors.map(|a| a.others).filter(|others| *others > 0) {
             notes.push(format!("{others} lines of the anchor hold no checkpoint"));
+        }
+        let ended = |(_, anchored): &(&String, &Anchored)| anchored.until.as_str() < from;
+        match self.missing_instances().filter(ended).count() {
+            0 => {}
+            count => notes.push(format!(
+                "instances that checkpoints know and that ended before {from}, where these files \
+                 begin: {count}; have their files gone with age?"
+            )),
         }
         if self.evidence.overflowed {
             notes.push("too much is broken to keep track of; not everything was judged".to_owned());

@@ -46,7 +46,7 @@ impl Mounter for Directories {
         Ok(keys.into_iter().map(|key| Mounted { key, bound: true }).collect())
     }
 
-    async fn mounted_below(&self, _: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {
+    fn mounted_below(&self, _: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {
         Ok(BTreeSet::new())
     }
 }

@@ -46,7 +46,7 @@ enum Progress {
 
 /// A denial, an absent secret or a wrong request will not change by waiting; an outage may.
 fn progress(status: &VolumeStatus) -> Progress {
-    if status.revision.is_some() {
+    if status.is_filled() {
         return Progress::Filled;
     }
     let hopeless = status.items.iter().find_map(|item| {
@@ -61,7 +61,7 @@ fn progress(status: &VolumeStatus) -> Progress {
     });
     match (hopeless, &status.alarm) {
         (Some((class, message)), _) => Progress::Hopeless(class, message),
-        // Every secret is there and still no revision: a key is missing, or the tmpfs too small.
+        // Every secret is there and still not every file: a key is missing, or the tmpfs too small.
         (None, Some(alarm)) if status.items.iter().all(|item| item.state == "fresh") => {
             Progress::Hopeless(ErrorClass::InvalidRequest, alarm.clone())
         }

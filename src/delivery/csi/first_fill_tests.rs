@@ -37,6 +37,7 @@ fn status(revision: Option<&str>, problem: Option<ErrorClass>) -> VolumeStatus {
         mount: "tmpfs".to_owned(),
         revision: revision.map(str::to_owned),
         published_at: None,
+        links_missing: false,
         alarm: None,
         items: vec![item],
     }
@@ -54,6 +55,21 @@ async fn a_revision_ends_the_wait_whenever_it_comes() {
     });
     let (filled, ()) = tokio::join!(first_fill(&board, &name, PATIENCE), wait);
     assert!(filled.is_ok());
+}
+
+/// A tmpfs that has room for the files and not for the names of all of them.
+#[tokio::test(start_paused = true)]
+async fn files_that_nothing_leads_to_are_none() {
+    let (board, name) = (VolumeBoard::default(), name());
+    let mut status = VolumeStatus { links_missing: true, ..status(Some("r1"), None) };
+    board.publish(status.clone());
+    let waiting = first_fill(&board, &name, PATIENCE).await;
+    assert!(matches!(waiting, Err(CsiError::Late(_))), "{waiting:?}");
+    status.alarm = Some("cannot link: no space left".to_owned());
+    board.publish(status);
+    let refused = first_fill(&board, &name, PATIENCE).await.unwrap_err();
+    let CsiError::Secret { message, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!(message, "cannot link: no space left");
 }
 
 #[tokio::test(start_paused = true)]

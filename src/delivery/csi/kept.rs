@@ -108,10 +108,8 @@ async fn publisher(
     config: VolumeConfig,
 ) -> Result<Publisher, CsiError> {
     let (mounter, key) = (Arc::clone(&shared.mounter), key.clone());
-    let handle = tokio::runtime::Handle::current();
     let root = Root::handed_over(prepared.root, prepared.description, move || {
-        // On the blocking pool, where the files' side asks.
-        handle.block_on(mounter.mounted_below(&key)).map_err(std::io::Error::other)
+        mounter.mounted_below(&key).map_err(std::io::Error::other)
     });
     let opening = move || Publisher::on(root, Arc::new(config), Now::read());
     Ok(tokio::task::spawn_blocking(opening).await.map_err(|_| CsiError::Stopping)??)
@@ -126,8 +124,8 @@ pub(super) fn not_kept(shared: &Shared, key: &VolumeKey, known: &Known, alarm: S
         Deliver::Files(_) => {
             let status = publisher::unopened(&config, alarm);
             match board.get(&known.name) {
-                Some(VolumeStatus { mount, revision, published_at, .. }) => {
-                    VolumeStatus { mount, revision, published_at, ..status }
+                Some(VolumeStatus { mount, revision, published_at, links_missing, .. }) => {
+                    VolumeStatus { mount, revision, published_at, links_missing, ..status }
                 }
                 None => status,
             }

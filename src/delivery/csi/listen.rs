@@ -26,6 +26,7 @@ use super::proto::csi::identity_server::IdentityServer;
 use super::proto::csi::node_server::NodeServer;
 use super::proto::registration::registration_server::RegistrationServer;
 use super::services::Driver;
+use super::state::DriverState;
 
 /// How often a socket that somebody else still answers is tried again.
 const VACANT_RETRY: Duration = Duration::from_millis(250);
@@ -35,13 +36,15 @@ const CALLS_MAX: usize = 256;
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// Puts a socket in place as soon as no other agent answers there. Cancel-safe.
-pub(super) async fn bind_when_vacant(path: &Path) -> anyhow::Result<BoundSocket> {
+pub(super) async fn bind_when_vacant(
+    path: &Path,
+    state: &DriverState,
+) -> anyhow::Result<BoundSocket> {
     let place = Place { path: path.to_owned(), mode: 0o600, gid: None, private: false };
-    let mut told = false;
     loop {
         match BoundSocket::bind(&place) {
             Err(error @ BindError::Live(_)) => {
-                if !std::mem::replace(&mut told, true) {
+                if state.wait_for(format!("the end of a predecessor: {error}")) {
                     tracing::warn!(%error, "waiting for a predecessor to end");
                 }
                 tokio::time::sleep(VACANT_RETRY).await;
@@ -62,7 +65,8 @@ pub(super) async fn serve(
     let services = builder().add_service(IdentityServer::new(driver.clone())).add_service(node);
     let registration = builder().add_service(RegistrationServer::new(driver.clone()));
     // Last: what is registered answers.
-    let registry = bind_when_vacant(&driver.config.registration_socket()).await?;
+    let registry = bind_when_vacant(&driver.config.registration_socket(), &driver.state).await?;
+    driver.state.serves();
     tokio::try_join!(
         run(services, incoming(&socket, proof), &work),
         run(registration, incoming(&registry, proof), &work)

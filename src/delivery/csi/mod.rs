@@ -5,13 +5,14 @@
 //! | [`attributes`], [`request`] | pure: what a manifest may say, and a publish call, read |
 //! | [`roles`] | pure: which Vault roles a pod may choose |
 //! | [`services`], [`listen`] | gRPC on the kubelet's two sockets |
-//! | [`volumes`], [`volume`] | one task per volume: publish, keep, unpublish |
+//! | [`volumes`], [`volume`], [`command`] | one task per volume: publish, keep, unpublish |
 //! | [`known`] | what is known of a volume that is published or being published |
 //! | [`kept`] | what runs for a volume: its files' task, or its socket's |
 //! | [`pod_socket`] | a volume that holds a socket for its pod |
 //! | [`first_fill`], [`error`] | when a new volume is complete, and why it will not be |
 //! | [`begun`] | what a stop waits for |
 //! | [`records`] | what a successor finds |
+//! | [`state`] | whether the kubelet is served |
 //!
 //! The call is believed only through the pod's token in it. Mounting is the mounter's; the files
 //! are those of [`files`](super::files).
@@ -29,9 +30,11 @@ use crate::identity::pods::PodDirectory;
 use crate::identity::token::Verifier;
 use crate::mounter::{KubeletRoot, Mounter, MounterError, TmpfsSize};
 use crate::shutdown::Stages;
+use crate::telemetry::Chain;
 
 pub mod attributes;
 mod begun;
+mod command;
 #[cfg(test)]
 mod door_tests;
 mod error;
@@ -44,6 +47,7 @@ mod records;
 mod request;
 mod roles;
 mod services;
+mod state;
 #[cfg(test)]
 mod testing;
 mod volume;
@@ -69,6 +73,7 @@ mod proto {
 pub use begun::Begun;
 pub use request::WRITABLE;
 pub use roles::{TenantRole, TenantRoleError, check_role};
+pub use state::DriverState;
 
 use error::CsiError;
 use records::Records;
@@ -155,6 +160,8 @@ pub struct Deps {
     pub verifier: Verifier,
     /// Counts new volumes for whoever stops the agent.
     pub begun: Begun,
+    /// Is told what the driver waits for.
+    pub state: DriverState,
 }
 
 /// Takes up what a predecessor published, then serves the kubelet until `work` is cancelled; once
@@ -164,7 +171,7 @@ pub struct Deps {
 /// The state directory or a socket cannot be used, or the mounter refuses: the process should end
 /// and be started again.
 pub async fn run(config: CsiConfig, deps: Deps, stages: Stages) -> anyhow::Result<()> {
-    let Deps { files, server, pods, mounter, verifier, begun } = deps;
+    let Deps { files, server, pods, mounter, verifier, begun, state } = deps;
     let records = Records::open(&config.state_dir)
         .with_context(|| format!("opening the state directory {}", config.state_dir.display()))?;
     let budget = Budget::new(config.volume_bytes_total, &server.deps.metrics);
@@ -185,17 +192,22 @@ pub async fn run(config: CsiConfig, deps: Deps, stages: Stages) -> anyhow::Resul
     let volumes = Volumes::new(Arc::new(shared));
     // Whoever has the driver's socket has the volumes: a predecessor may still be ending.
     let prepared = async {
-        let socket = listen::bind_when_vacant(&config.socket()).await?;
-        adopt(&volumes).await.context("taking up the volumes of a predecessor")?;
+        let socket = listen::bind_when_vacant(&config.socket(), &state).await?;
+        adopt(&volumes, &state).await.context("taking up the volumes of a predecessor")?;
         anyhow::Ok(socket)
     };
     let socket = tokio::select! {
         () = work.cancelled() => return Ok(()),
         prepared = prepared => prepared?,
     };
-    let driver =
-        Driver { config: Arc::new(config), volumes: volumes.clone(), verifier, metrics, audit };
-    let verifier = driver.verifier.clone();
+    let driver = Driver {
+        config: Arc::new(config),
+        volumes: volumes.clone(),
+        verifier: verifier.clone(),
+        metrics,
+        audit,
+        state,
+    };
     tokio::select! {
         served = listen::serve(driver, socket, &proof, work.clone()) => served?,
         // Never ends by itself.
@@ -207,13 +219,12 @@ pub async fn run(config: CsiConfig, deps: Deps, stages: Stages) -> anyhow::Resul
 
 /// Takes up what a predecessor published, as soon as the mounter answers: both containers of a pod
 /// start at once.
-async fn adopt(volumes: &Volumes) -> Result<(), CsiError> {
-    let mut told = false;
+async fn adopt(volumes: &Volumes, state: &DriverState) -> Result<(), CsiError> {
     loop {
         match volumes.adopt().await {
             // Nothing was begun: a mounter is asked first.
             Err(CsiError::Mounter(error @ MounterError::Unreachable { .. })) => {
-                if !std::mem::replace(&mut told, true) {
+                if state.wait_for(format!("the mounter: {}", Chain(&error))) {
                     tracing::warn!(%error, "waiting for the mounter");
                 }
                 tokio::time::sleep(MOUNTER_RETRY).await;

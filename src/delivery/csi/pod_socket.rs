@@ -27,6 +27,7 @@ pub(super) fn status(config: &VolumeConfig, mount: &str) -> VolumeStatus {
         mount: mount.to_owned(),
         revision: Some("socket".to_owned()),
         published_at: Some(BootInstant::now()),
+        links_missing: false,
         alarm: None,
         items: Vec::new(),
     }
@@ -37,6 +38,7 @@ pub(super) fn absent(config: &VolumeConfig, alarm: String) -> VolumeStatus {
     VolumeStatus {
         revision: None,
         published_at: None,
+        links_missing: false,
         alarm: Some(alarm),
         ..status(config, "none")
     }

@@ -23,6 +23,7 @@ use super::proto::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
 use super::request::Publish;
+use super::state::DriverState;
 use super::volumes::Volumes;
 
 /// What the kubelet calls a CSI driver among its plugins.
@@ -40,6 +41,7 @@ pub(super) struct Driver {
     pub(super) verifier: Verifier,
     pub(super) metrics: Metrics,
     pub(super) audit: Audit,
+    pub(super) state: DriverState,
 }
 
 impl Driver {
@@ -215,8 +217,10 @@ impl Registration for Driver {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = status.into_inner();
         if status.plugin_registered {
+            self.state.serves();
             tracing::info!(driver = %self.config.driver, "the kubelet registered the CSI driver");
         } else {
+            self.state.wait_for(format!("the kubelet, which refuses it: {}", status.error));
             tracing::error!(
                 driver = %self.config.driver,
                 error = status.error,

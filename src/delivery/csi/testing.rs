@@ -130,7 +130,7 @@ impl Mounter for FakeMounter {
         Ok(keys.map(|key| Mounted { bound: bound.contains(&key), key }).collect())
     }
 
-    async fn mounted_below(&self, _: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {
+    fn mounted_below(&self, _: &VolumeKey) -> Result<BTreeSet<u64>, MounterError> {
         Ok(BTreeSet::new())
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::delivery::files::mount;
 use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
@@ -19,6 +19,7 @@ use crate::sys;
 use crate::telemetry::Chain;
 
 use super::attributes::{Attributes, Deliver};
+use super::command::{Command, End};
 use super::error::CsiError;
 use super::first_fill::first_fill;
 use super::kept::{self, Kept};
@@ -35,18 +36,6 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 
 const NOT_KEPT: &str = "the volume is not kept";
-
-/// What is asked of a volume's task.
-pub(super) enum Command {
-    Publish { publish: Box<Publish>, claims: PodClaims, patience: Duration, reply: Reply },
-    Unpublish { target: Target, reply: Reply },
-}
-
-/// Where the caller waits.
-pub(super) type Reply = oneshot::Sender<Result<(), CsiError>>;
-
-/// Who is to hear of a task's last command, and what.
-pub(super) type Last = (Reply, Result<(), CsiError>);
 
 /// Owns one volume.
 pub(super) struct Volume {
@@ -102,12 +91,11 @@ impl Volume {
         outcome
     }
 
-    /// Serves commands until nothing of the volume is left, or the agent stops: then everything
-    /// stays. Who is to hear of the command that left nothing comes back, with its outcome.
-    pub(super) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Last> {
+    /// Serves commands until nothing of the volume is left, or the agent stops.
+    pub(super) async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> End {
         let shared = Arc::clone(&self.shared);
         let (pods, pod) = (self.shared.pods.clone(), self.key.pod.clone());
-        let last = loop {
+        let end = loop {
             let known = self.known.as_ref();
             let is_kept = |known: &Known| known.is_kept() || known.is_released;
             let to_do =
@@ -116,7 +104,7 @@ impl Volume {
             let kept = self.known.as_mut().and_then(|known| known.kept.as_mut());
             // Every arm is cancel-safe: a command or an end that was not taken stays there.
             tokio::select! {
-                () = shared.stages.work.cancelled() => break None,
+                () = shared.stages.work.cancelled() => break End::Stopped,
                 Some(ended) = Kept::ended(kept) => {
                     tracing::error!(volume = %self.key, ended, "a volume is not kept any more");
                     if let Some(known) = &self.known {
@@ -124,16 +112,20 @@ impl Volume {
                     }
                 }
                 () = pods.gone(&pod), if is_open_door => self.close().await,
-                () = tokio::time::sleep(self.retry_in), if to_do => self.try_again().await,
+                () = tokio::time::sleep(self.retry_in), if to_do => {
+                    if self.try_again().await {
+                        break End::Nothing(None);
+                    }
+                }
                 command = commands.recv() => match command {
-                    None => break None,
+                    None => break End::Stopped,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
                         let outcome = self.publish(*publish, &claims, patience).await;
                         if outcome.is_ok() {
                             pods.volume_published(&pod, self.key.volume.as_str());
                         } else if !self.in_use && self.known.is_none() && !self.is_left {
                             // After a final refusal the kubelet may never come again.
-                            break Some((reply, outcome));
+                            break End::Nothing(Some((reply, outcome)));
                         }
                         // A caller that is gone asks again.
                         let _ = reply.send(outcome);
@@ -142,7 +134,7 @@ impl Volume {
                         let outcome = self.unpublish(&target).await;
                         if outcome.is_ok() {
                             pods.volume_unpublished(&pod, self.key.volume.as_str());
-                            break Some((reply, outcome));
+                            break End::Nothing(Some((reply, outcome)));
                         }
                         let _ = reply.send(outcome);
                     }
@@ -153,7 +145,7 @@ impl Volume {
             // The files' task finishes the swap it is in.
             kept.stop().await;
         }
-        last
+        end
     }
 
     /// Its pod is gone, whether or not the kubelet knows already.
@@ -170,17 +162,18 @@ impl Volume {
         kept::not_kept(&self.shared, &self.key, known, alarm);
     }
 
-    /// Keeps what a pod uses, takes away what none does.
-    async fn try_again(&mut self) {
+    /// Keeps what a pod uses, takes away what none does; whether nothing is left.
+    async fn try_again(&mut self) -> bool {
         self.retry_in = (self.retry_in * 2).min(RETRY_MOST);
         if !self.in_use {
             let target = Target::of(&self.shared.config.kubelet_root, &self.key);
-            if self.unpublish(&target).await.is_ok() {
+            let gone = self.unpublish(&target).await.is_ok();
+            if gone {
                 tracing::info!(volume = %self.key, "a volume that was left behind is taken away");
             }
-            return;
+            return gone;
         }
-        let Some(mut known) = self.known.take() else { return };
+        let Some(mut known) = self.known.take() else { return false };
         match self.keep(&mut known).await {
             Ok(()) => tracing::info!(volume = %self.key, "a volume is kept again"),
             Err(error) => {
@@ -188,6 +181,7 @@ impl Volume {
             }
         }
         self.known = Some(known);
+        false
     }
 
     async fn publish(

@@ -226,8 +226,10 @@ async fn what_was_left_behind_goes_without_a_call() {
     rig.mounter.fault("bind", Fault::Lost);
     rig.mounter.fail("discard");
     volumes.publish(publish(), claims(pod()), PATIENCE).await.unwrap_err();
+    assert!(volumes.has(&publish().target.key().clone()));
     goes_by_itself(&rig).await;
     assert!(rig.mounter.bound.lock().unwrap().is_empty());
+    ends(&volumes).await;
 
     // A predecessor's.
     let (rig, volumes) = restarted(true);
@@ -235,6 +237,18 @@ async fn what_was_left_behind_goes_without_a_call() {
     rig.mounter.fail("discard");
     volumes.adopt().await.unwrap();
     goes_by_itself(&rig).await;
+    ends(&volumes).await;
+}
+
+/// The next call is again about a volume that nobody knows.
+async fn ends(volumes: &Volumes) {
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while volumes.has(&publish().target.key().clone()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("its task ends");
 }
 
 async fn goes_by_itself(rig: &Rig) {

@@ -18,10 +18,11 @@ use crate::telemetry::{Chain, Hits, Limit, Metrics};
 
 use super::CsiConfig;
 use super::begun::Begun;
+use super::command::{Command, End, Reply};
 use super::error::CsiError;
 use super::records::Records;
 use super::request::Publish;
-use super::volume::{Command, Reply, Volume};
+use super::volume::Volume;
 
 /// Commands that may wait for one volume's task: the kubelet has one call per volume under way, and
 /// repeats what it gave up.
@@ -197,14 +198,16 @@ impl Volumes {
         let (shared, tasks) = (Arc::clone(&self.shared), self.tasks.clone());
         let running = Arc::downgrade(&self.running);
         self.tasks.spawn(async move {
-            let Some((caller, outcome)) = volume.run(&mut commands).await else { return };
+            let End::Nothing(last) = volume.run(&mut commands).await else { return };
             let all = running.upgrade().map(|running| Self { shared, tasks, running });
             // Before the channel closes, else the next call would think that this panicked.
             if let Some(all) = &all {
                 all.lock().remove(&key);
             }
-            // A caller that is gone asks again.
-            let _ = caller.send(outcome);
+            if let Some((caller, outcome)) = last {
+                // A caller that is gone asks again.
+                let _ = caller.send(outcome);
+            }
             // What came meanwhile is about the next volume of this key.
             commands.close();
             while let (Some(all), Some(command)) = (&all, commands.recv().await) {

@@ -143,6 +143,10 @@ impl Follower {
         mut subscription: Subscription,
     ) -> HoldEnd {
         let mut generations = self.policy.generations();
+        // Nobody says of a change that came before this that there was one.
+        if !self.policy.still_holds(&proof, BootInstant::now()) {
+            generations.mark_changed();
+        }
         let mut drop_at: Option<BootInstant> = None;
         loop {
             let update = subscription.updates().borrow_and_update().clone();
@@ -160,7 +164,7 @@ impl Follower {
                 () = pause(now.until(until).clamp(RECHECK_MIN, DENIED_RECHECK)) => {}
             }
             match self.decide(secret) {
-                Decision::Allowed(again) if same_interest(&again, &proof) => {
+                Decision::Allowed(again) if again.reads_like(&proof) => {
                     (proof, drop_at) = (again, None);
                 }
                 Decision::Allowed(_) => return HoldEnd::Policy,
@@ -253,11 +257,6 @@ impl Follower {
             change(levels.entry(self.reference.clone()).or_default());
         });
     }
-}
-
-/// Whether a new proof stands for the very same subscription.
-fn same_interest(a: &Authorized, b: &Authorized) -> bool {
-    a.login() == b.login() && a.dynamic_owner() == b.dynamic_owner()
 }
 
 /// Full jitter, but never none at all.

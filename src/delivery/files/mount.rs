@@ -160,10 +160,10 @@ pub fn clear(root: BorrowedFd<'_>) -> io::Result<()> {
 
 fn own(path: &Path, options: &str, directory_mode: u32) -> Result<Root, MountError> {
     make_directories(path)?;
-    let swap = match ours(path)? {
+    let noswap = match ours(path)? {
         Some(line) => {
             adjust(path, options, &line);
-            line.super_options.split(',').any(|option| option == "noswap")
+            line.has_noswap()
         }
         None => mount_new(path, options)?,
     };
@@ -171,7 +171,7 @@ fn own(path: &Path, options: &str, directory_mode: u32) -> Result<Root, MountErr
     require_tmpfs(&dir, path)?;
     fchmod(&dir, Mode::from_raw_mode(directory_mode & 0o777))
         .map_err(|errno| failed("set the mode of", path)(errno.into()))?;
-    let description = if swap { "tmpfs noswap" } else { "tmpfs (no noswap: kernel before 6.4)" };
+    let description = if noswap { "tmpfs noswap" } else { "tmpfs (no noswap: kernel before 6.4)" };
     Ok(Root::of_mount_table(dir, description))
 }
 
@@ -187,10 +187,12 @@ fn ours(path: &Path) -> Result<Option<MountLine>, MountError> {
     }
 }
 
-/// Brings an adopted mount to the configured size; one that cannot shrink stays as it is.
+/// Brings an adopted mount to the configured size; one that cannot shrink stays as it is. Some
+/// kernels want `noswap` repeated, see [`crate::mounter`]'s tmpfs.
 fn adjust(path: &Path, options: &str, line: &MountLine) {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    if let Err(error) = mount_remount(path, flags, options) {
+    let noswap = if line.has_noswap() { ",noswap" } else { "" };
+    if let Err(error) = mount_remount(path, flags, format!("{options}{noswap}")) {
         let present = line.super_options.as_str();
         tracing::warn!(path = %path.display(), %error, present, "volume keeps its present size");
     }

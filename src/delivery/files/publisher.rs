@@ -151,6 +151,7 @@ impl Publisher {
             mount: self.root.description.clone(),
             revision: self.present.as_ref().map(|present| present.revision.to_string()),
             published_at: self.published_at,
+            links_missing: self.links_missing,
             alarm: (!alarms.is_empty()).then(|| alarms.join("; ")),
             items,
         };
@@ -234,6 +235,7 @@ pub fn unopened(config: &VolumeConfig, alarm: String) -> VolumeStatus {
         mount: "none".to_owned(),
         revision: None,
         published_at: None,
+        links_missing: false,
         alarm: Some(alarm),
         items: config.items.iter().filter_map(line).collect(),
     }

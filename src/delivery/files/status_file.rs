@@ -139,6 +139,7 @@ mod tests {
             mount: String::new(),
             revision: None,
             published_at: None,
+            links_missing: false,
             alarm: None,
             items: vec![item],
         };

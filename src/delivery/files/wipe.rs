@@ -7,12 +7,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, chmodat, chownat, fstat, ftruncate, major, minor, statat,
-    unlinkat,
+    AtFlags, FileType, Mode, OFlags, chmod, chownat, fchmod, fstat, ftruncate, major, minor,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -224,10 +224,24 @@ fn open_writable(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
             if statat(dir, name, flags)?.st_uid != geteuid().as_raw() {
                 chownat(dir, name, Some(geteuid()), None, flags)?;
             }
-            chmodat(dir, name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+            make_writable(dir, name)?;
             open_beneath(dir, name, OFlags::RDWR)
         }
         opened => opened,
+    }
+}
+
+/// Never by name: who may write to the volume could put a link to something else in its place.
+fn make_writable(dir: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    match open_beneath(dir, name, OFlags::RDONLY) {
+        Ok(file) => fchmod(file, mode),
+        // Not even its owner may read it, and a handle on it is no file.
+        Err(Errno::ACCESS) => {
+            let file = open_beneath(dir, name, OFlags::PATH)?;
+            chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
+        }
+        Err(errno) => Err(errno),
     }
 }
 

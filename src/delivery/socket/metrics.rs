@@ -232,6 +232,7 @@ mod tests {
                 mount: "tmpfs".to_owned(),
                 revision: revision.map(str::to_owned),
                 published_at: None,
+                links_missing: false,
                 alarm: alarm.map(str::to_owned),
                 items: Vec::new(),
             };

@@ -14,7 +14,7 @@ use super::routes::Connection;
 use super::served::Served;
 use super::transport::Answer;
 use crate::audit::AuditEvent;
-use crate::broker::{Freshness, Place};
+use crate::broker::{Freshness, Place, Reply};
 use crate::clock::BootInstant;
 use crate::domain::{SecretPath, SecretRef};
 use crate::identity::Listener;
@@ -88,19 +88,16 @@ impl Connection {
         }
         let located = self.located(self.deps.sources.mount_of(&path), &path, headers)?;
         let now = BootInstant::now();
+        let secret = SecretRef { source: located.source, path, version };
         let authorized = match self.remembered(target, now) {
             Some(authorized) => authorized,
             None => {
-                let secret = SecretRef { source: located.source, path, version };
                 let authorized = self.decided(&secret, now).await?;
                 self.remember(target, &authorized, located.namespace, now);
                 authorized
             }
         };
-        let reply = match self.deps.broker.lookup(&mut self.deps.broker.place(&authorized), now) {
-            Some(reply) => reply,
-            None => self.deps.broker.read(authorized).await?,
-        };
+        let reply = self.read(&secret, authorized).await?;
         // Waiting may have outlived the process that asked.
         self.check_alive()?;
         let now = BootInstant::now();
@@ -109,6 +106,27 @@ impl Connection {
         }
         let answer = answer::secret(&reply, HeaderMap::new(), now);
         Ok((answer, answer::cache_label(reply.freshness)))
+    }
+
+    /// From the snapshot or the broker. A read upstream takes its time, and who lost the right
+    /// meanwhile does not get what it brought.
+    async fn read(&self, secret: &SecretRef, mut authorized: Authorized) -> Result<Reply, Refusal> {
+        loop {
+            let (broker, now) = (&self.deps.broker, BootInstant::now());
+            if let Some(reply) = broker.lookup(&mut broker.place(&authorized), now) {
+                return Ok(reply);
+            }
+            let reply = broker.read(authorized.clone()).await?;
+            let now = BootInstant::now();
+            if self.deps.policy.still_holds(&authorized, now) {
+                return Ok(reply);
+            }
+            let again = self.decided(secret, now).await?;
+            if again.reads_like(&authorized) {
+                return Ok(reply);
+            }
+            authorized = again;
+        }
     }
 
     /// A path's source, if there is one and the caller's namespace header does not contradict.
