@@ -1,11 +1,15 @@
 //! The hold: a policy that would take secrets from many volumes waits for an operator.
 
+#[path = "support/fake_vault.rs"]
+mod fake_vault;
 mod support;
 
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
+use fake_vault::{Answer, FakeVault};
 use serde_json::{Value, json};
 use support::agent::{Agent, request};
 use support::process::eventually;
@@ -177,4 +181,59 @@ fn only_operators_reload() {
     let good = request(&agent.operator_socket(), "POST", "/agent/v1/reload", Some(&body));
     assert_eq!(good.expect("an answer").json()["outcome"], "in-force");
     assert!(Path::new(&agent.host_socket()).exists());
+}
+
+const VAULT: &str = r#"
+[agent]
+runtime_dir = "{dir}/run"
+[sources.vault]
+kind = "vault"
+address = "{vault}"
+role = "agent"
+token_file = "{dir}/token"
+mounts = { secret = "kv2" }
+"#;
+const GRANT: &str = r#"
+[[grants]]
+name = "users"
+who = { any_host_user = true }
+paths = ["secret/data/shop/*"]
+"#;
+
+/// Goal: a value that Vault takes its time with is not given to who lost the right meanwhile, and
+/// is to whoever still has it. Method: a reload while Vault has the question.
+#[test]
+fn who_lost_a_right_while_vault_was_asked_is_not_given_what_it_brings() {
+    for (grants, status) in [("", 403), (GRANT, 200)] {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a directory on tmpfs");
+        fs::write(dir.path().join("token"), "eyJhbGciOiJub25lIn0.e30.c2ln").expect("the token");
+        let (asks, asked) = mpsc::sync_channel(1);
+        let (answer, answers) = mpsc::sync_channel(1);
+        let vault = FakeVault::with_model(move |request| match request.target.as_str() {
+            "/v1/auth/kubernetes/login" => Answer::auth("hvs.agent", 3600),
+            "/v1/secret/data/shop/web" => {
+                asks.send(()).expect("the test waits for this");
+                answers.recv_timeout(SOON).expect("the reload is over");
+                let metadata = json!({ "version": 1, "created_time": "2027-01-15T08:00:00Z",
+                    "deletion_time": "", "destroyed": false, "custom_metadata": null });
+                Answer::envelope(
+                    json!({ "data": { "data": { "token": "t" }, "metadata": metadata } }),
+                )
+            }
+            _ => Answer::errors(404, &[]),
+        });
+        let config = VAULT.replace("{vault}", &vault.url());
+        let agent = Agent::start(dir.path(), &[&config, GRANT].concat());
+        let answered = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| agent.read("secret/data/shop/web"));
+            asked.recv_timeout(SOON).expect("Vault is asked");
+            // A line more: what is the same is no change.
+            rewrite(&agent, &[&config, grants, "\n"].concat());
+            let (code, text) = agent.command(&["reload"]);
+            assert_eq!(code, 0, "{text}");
+            answer.send(()).expect("Vault waits for this");
+            reading.join().expect("an answer")
+        });
+        assert_eq!(answered.status, status, "{}", answered.body);
+    }
 }

@@ -30,6 +30,7 @@ use crate::telemetry::Metrics;
 mod csi;
 mod first_fill;
 mod impact;
+mod loss;
 mod node_socket;
 mod operators;
 mod placement;
@@ -66,8 +67,7 @@ impl App {
         manager: ServiceManager,
     ) -> anyhow::Result<Self> {
         let (mut supervisor, stages) = (Supervisor::default(), Stages::default());
-        let started_at = BootInstant::now();
-        let fingerprint = reload::fingerprint(&config);
+        let (started_at, fingerprint) = (BootInstant::now(), reload::fingerprint(&config));
         let (audit, writer) = Audit::open(config.audit).context("opening the audit log")?;
         supervisor.spawn("audit", Stage::Evidence, writer.run(stages.evidence.clone()));
         let proof = Arc::new(placement::prove(config.placement.as_ref(), config.csi.is_some()));
@@ -86,6 +86,7 @@ impl App {
             policy: policy.clone(),
             audit: audit.clone(),
             board: board.clone(),
+            sources: shared.clone(),
             metrics: metrics.clone(),
             manager: manager.clone(),
         };

@@ -9,13 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::impact::Impact;
-use super::{compile, lifecycle};
+use super::loss::{is_kept, loss, may_mint};
+use super::{SharedSources, compile, lifecycle};
 use crate::audit::Audit;
-use crate::clock::BootInstant;
 use crate::config::Config;
-use crate::domain::SecretRef;
-use crate::identity::Identity;
-use crate::policy::{CompiledPolicy, Denied, Policy, PolicyConfig};
+use crate::policy::{CompiledPolicy, Policy, PolicyConfig};
 use crate::service_manager::ServiceManager;
 use crate::status::{ReloadOutcome, ReloadView, VolumeBoard};
 use crate::telemetry::{Hits, Metrics};
@@ -77,6 +75,7 @@ pub(super) struct Deps {
     pub policy: Policy,
     pub audit: Audit,
     pub board: VolumeBoard,
+    pub sources: SharedSources,
     pub metrics: Metrics,
     pub manager: ServiceManager,
 }
@@ -206,7 +205,9 @@ impl Reloader {
         let impact = Impact::of(
             &self.deps.board.interests(),
             |identity, secret| is_kept(policy, identity, secret),
-            |identity, secret| loss(policy, proposed, identity, secret),
+            |identity, secret| {
+                loss(policy, proposed, identity, secret, may_mint(&self.deps.sources, secret))
+            },
         );
         let held = !accept && impact.is_too_much(percent);
         let outcome = if held { ReloadOutcome::Held } else { ReloadOutcome::InForce };
@@ -252,88 +253,13 @@ fn status_line(outcome: ReloadOutcome) -> &'static str {
     }
 }
 
-/// Whether a volume has this secret now. Where labels are not known, after a restart in an outage,
-/// it may have what a predecessor put there.
-fn is_kept(policy: &Policy, identity: &Identity, secret: &SecretRef) -> bool {
-    match policy.authorize(identity, secret, BootInstant::now()) {
-        Ok(_) => true,
-        Err(denied) => denied.labels_unknown,
-    }
-}
-
-/// What a changed policy denies. To read with another login, or to share a credential with others
-/// than now, is to lose what there is: those credentials end, and the source may give no others.
-fn loss(
-    policy: &Policy,
-    proposed: &CompiledPolicy,
-    identity: &Identity,
-    secret: &SecretRef,
-) -> Option<Denied> {
-    let then = match policy.suppose(proposed, identity, secret) {
-        // As long as the labels are not known, nothing is taken away.
-        Err(denied) => return (!denied.labels_unknown).then_some(denied),
-        Ok(then) => then,
-    };
-    let now = policy.authorize(identity, secret, BootInstant::now()).ok()?;
-    let reason = if then.login != *now.login() {
-        format!("it would be read as {} in place of {}", then.login, now.login())
-    } else if then.dynamic_owner.as_ref() != now.dynamic_owner() {
-        "a credential would be shared with others than now, so it would end".to_owned()
-    } else {
-        return None;
-    };
-    Some(Denied { rule: Some(then.rule), reason, labels_unknown: false })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::slice::from_ref;
-    use std::sync::Arc;
 
     use futures_util::FutureExt;
 
-    use crate::domain::{Pod, ServiceAccount};
-    use crate::identity::ProofStrength;
-    use crate::policy::{Effect, GrantConfig, GrantLogin, Share, Who};
     use crate::telemetry::Limit;
-
-    fn lent() -> GrantConfig {
-        GrantConfig {
-            name: "lent".parse().unwrap(),
-            effect: Effect::Permit,
-            who: Who::AnyPod,
-            source: "vault".parse().unwrap(),
-            paths: vec!["secret/**".parse().unwrap()],
-            share: Share::Consumer,
-            login: GrantLogin::Agent,
-            min_proof: ProofStrength::PeerCred,
-            when: None,
-        }
-    }
-
-    fn compiled(grants: &[GrantConfig], own_identity: bool) -> CompiledPolicy {
-        let own_identity = own_identity.then(|| "vault".parse().unwrap()).into_iter().collect();
-        let grants = grants.to_vec();
-        let config =
-            PolicyConfig { grants, own_identity, knows_labels: true, ..PolicyConfig::default() };
-        CompiledPolicy::compile(&config).ok().unwrap()
-    }
-
-    fn pod() -> Identity {
-        let account = ServiceAccount {
-            namespace: "shop".parse().unwrap(),
-            name: "web".parse().unwrap(),
-            uid: "5a".parse().unwrap(),
-        };
-        let pod = Pod { uid: "1b".parse().unwrap(), name: "web-0".parse().unwrap(), account };
-        Identity::published_pod(Arc::new(pod), &"v".parse().unwrap(), None)
-    }
-
-    fn secret() -> SecretRef {
-        let path = "secret/data/a".parse().unwrap();
-        SecretRef { source: "vault".parse().unwrap(), path, version: None }
-    }
 
     #[tokio::test]
     async fn operators_beyond_the_queue_are_refused_and_counted() {
@@ -346,47 +272,5 @@ mod tests {
         assert!(handle.reload(true).now_or_never().is_some_and(|view| view.is_none()));
         let full = Limit::shared("reload_queue", REQUESTS_MAX, REQUESTS_MAX, 1);
         assert_eq!(metrics.limits(), [full]);
-    }
-
-    #[test]
-    fn to_read_with_another_login_is_to_lose_what_was_read_with_this_one() {
-        let (pod, secret, policy) = (pod(), secret(), Policy::new(compiled(&[lent()], true)));
-        let lost = |grants: &[GrantConfig]| loss(&policy, &compiled(grants, true), &pod, &secret);
-        assert_eq!(lost(&[lent()]), None);
-        let own = GrantConfig { login: GrantLogin::ServiceAccount, ..lent() };
-        for grants in [vec![], vec![own]] {
-            let reason = lost(&grants).unwrap().reason;
-            assert!(reason.contains("in place of agent"), "{reason}");
-        }
-    }
-
-    /// Permits that do not agree share nothing: to write a second one changes what the first did.
-    #[test]
-    fn to_share_with_others_than_now_is_to_lose_the_credential_there_is() {
-        let (pod, secret) = (pod(), secret());
-        let shared = GrantConfig { share: Share::Agent, ..lent() };
-        let policy = Policy::new(compiled(from_ref(&shared), false));
-        let lost = |grants: &[GrantConfig]| loss(&policy, &compiled(grants, false), &pod, &secret);
-        assert_eq!(lost(from_ref(&shared)), None);
-        let second = GrantConfig { name: "second".parse().unwrap(), ..lent() };
-        for grants in [vec![lent()], vec![shared, second]] {
-            let reason = lost(&grants).unwrap().reason;
-            assert!(reason.contains("would end"), "{reason}");
-        }
-    }
-
-    #[test]
-    fn what_stays_since_labels_are_not_known_can_be_lost() {
-        let labels = [("tier".parse().unwrap(), "web".parse().unwrap())].into();
-        let namespace = "shop".parse().unwrap();
-        let who = Who::Pods { namespace, service_account: None, labels };
-        let by_label = GrantConfig { who, ..lent() };
-        let (pod, secret) = (pod(), secret());
-        let policy = Policy::new(compiled(from_ref(&by_label), false));
-        assert!(is_kept(&policy, &pod, &secret));
-        let lost = |grants: &[GrantConfig]| loss(&policy, &compiled(grants, false), &pod, &secret);
-        assert_eq!(lost(&[by_label]), None);
-        assert!(lost(&[]).is_some());
-        assert!(!is_kept(&Policy::new(compiled(&[], false)), &pod, &secret));
     }
 }

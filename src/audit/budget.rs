@@ -114,6 +114,14 @@ impl Budgets {
         Some(admission)
     }
 
+    /// Counts a denial without asking whether there is room for its line.
+    pub(super) fn count_denial(&self, identity: &Identity, now: BootInstant) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let caller = find(&mut callers, identity.consumer().clone(), now, &self.reached.callers);
+        caller.left_out.denied = caller.left_out.denied.saturating_add(1);
+        self.left_out.notify_one();
+    }
+
     /// Callers with a budget of their own.
     pub(super) fn callers(&self) -> usize {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -253,6 +261,16 @@ mod tests {
         assert_eq!([new, old, new, new].map(|kind| admit(kind, 1000)), ['l', 'l', 'l', 'c']);
         let expected = LeftOut { denied: 1, repeated: 3, served: 7, refused: 1 };
         assert_eq!(caller.left_out, expected);
+    }
+
+    #[test]
+    fn a_denial_without_a_line_is_counted_for_its_caller() {
+        let budgets = Budgets::new(3, false);
+        let identity = Identity::declared_volume("shop".parse().unwrap());
+        (0..2).for_each(|_| budgets.count_denial(&identity, at(0)));
+        let left_out = LeftOut { denied: 2, ..LeftOut::default() };
+        assert_eq!(budgets.take_left_out(), [(Some(identity.consumer().clone()), left_out)]);
+        assert_eq!(budgets.take_left_out(), []);
     }
 
     #[test]

@@ -275,6 +275,11 @@ impl Audit {
         self.unless_down()
     }
 
+    /// Counts a denial that is to have no line of its own; the count gets one after a second.
+    pub fn count_denial(&self, identity: &Identity) {
+        self.shared.budgets.count_denial(identity, BootInstant::now());
+    }
+
     fn unless_down(&self) -> Result<(), NotRecorded> {
         let failed = self.shared.failed.load(Ordering::Relaxed) || self.queue.is_closed();
         if failed { Err(NotRecorded::Down) } else { Ok(()) }

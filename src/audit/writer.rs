@@ -39,6 +39,8 @@ pub struct AuditWriter {
     anchor: Option<AnchorFile>,
     schedule: Schedule,
     anchor_failed: bool,
+    /// The last rotation that the anchor does not know of.
+    rotated: Option<Head>,
     /// When what callers did beyond their budgets is to be written.
     summary_at: Option<Instant>,
 }
@@ -60,6 +62,7 @@ impl AuditWriter {
             anchor,
             schedule,
             anchor_failed: false,
+            rotated: None,
             summary_at: None,
         }
     }
@@ -174,15 +177,25 @@ impl AuditWriter {
             return Ok(());
         }
         let (anchor, shared, head) = (self.anchor.clone(), Arc::clone(&self.shared), self.head);
+        // Of several rotations that the anchor does not know only the newest one is made up for.
+        let rotated = self.rotated.filter(|_| !rotation);
+        self.rotated = if rotation { Some(head) } else { self.rotated };
         let work = move |sink: &mut Sink, _: &mut VecDeque<Vec<u8>>| {
             sink.sync().map_err(AuditError::Sync)?;
-            let line = Checkpoint::new(Timestamp::now(), &shared.instance, head, rotation);
-            anchor.map_or(Ok(()), |anchor| anchor.append(&line.to_line()))
+            let line = |head, rotation| {
+                Checkpoint::new(Timestamp::now(), &shared.instance, head, rotation).to_line()
+            };
+            let lines = rotated.map(|rotated| line(rotated, true)).unwrap_or_default()
+                + &line(head, rotation);
+            anchor.map_or(Ok(()), |anchor| anchor.append(&lines))
         };
         let result = self.blocking(work).await?;
         let failed_before = std::mem::replace(&mut self.anchor_failed, result.is_err());
         match result {
-            Ok(()) => self.schedule.covered(head.seq),
+            Ok(()) => {
+                self.rotated = None;
+                self.schedule.covered(head.seq);
+            }
             Err(error) => {
                 self.schedule.failed(head.seq, Instant::now());
                 if !failed_before {

@@ -254,7 +254,7 @@ impl Volume {
     ) -> Result<(), CsiError> {
         self.keep(known).await?;
         // A socket is there at once.
-        if let Deliver::Files(_) = known.attributes.deliver {
+        if let (Deliver::Files(_), false) = (&known.attributes.deliver, self.runs_with(known)) {
             // What is complete is not refused by a stop.
             tokio::select! {
                 biased;
@@ -267,6 +267,12 @@ impl Volume {
             known.recorded = true;
         }
         Ok(self.shared.mounter.bind(&self.key, target).await?)
+    }
+
+    /// Whether a pod uses it and has files.
+    fn runs_with(&self, known: &Known) -> bool {
+        let status = self.shared.files.board.get(&known.name);
+        self.in_use && status.is_some_and(|status| status.revision.is_some())
     }
 
     /// Waits until the agent stops; of a volume that a pod uses, for ever.

@@ -263,6 +263,18 @@ async fn goes_by_itself(rig: &Rig) {
 }
 
 #[tokio::test]
+async fn a_pod_that_runs_is_not_refused_for_names_that_are_missing() {
+    let rig = Rig::new();
+    let mut volume = volume(&rig);
+    call(&mut volume).await.unwrap();
+    let board = &rig.shared.files.board;
+    let mut status = board.get(&volume.known.as_ref().unwrap().name).unwrap();
+    status.links_missing = true;
+    board.publish(status);
+    call(&mut volume).await.unwrap();
+}
+
+#[tokio::test]
 async fn secrets_end_with_the_last_container_even_if_their_mount_does_not() {
     let rig = Rig::new();
     let mut volume = volume(&rig);

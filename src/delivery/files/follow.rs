@@ -143,25 +143,25 @@ impl Follower {
         mut subscription: Subscription,
     ) -> HoldEnd {
         let mut generations = self.policy.generations();
-        // Nobody says of a change that came before this that there was one.
-        if !self.policy.still_holds(&proof, BootInstant::now()) {
-            generations.mark_changed();
-        }
         let mut drop_at: Option<BootInstant> = None;
+        // Nobody says of a change that came before this that there was one.
+        let mut outdated = !self.policy.still_holds(&proof, BootInstant::now());
         loop {
-            let update = subscription.updates().borrow_and_update().clone();
-            self.show(update);
-            let now = BootInstant::now();
-            let until = drop_at.unwrap_or(proof.valid_until());
-            tokio::select! {
-                // Cancel-safe: an unseen change stays unseen.
-                changed = subscription.updates().changed() => match changed {
-                    Ok(()) => continue,
-                    Err(_) => return HoldEnd::Broker,
-                },
-                // Cancel-safe: the generation stays marked as changed.
-                _ = generations.changed() => {}
-                () = pause(now.until(until).clamp(RECHECK_MIN, DENIED_RECHECK)) => {}
+            if !std::mem::take(&mut outdated) {
+                let update = subscription.updates().borrow_and_update().clone();
+                self.show(update);
+                let now = BootInstant::now();
+                let until = drop_at.unwrap_or(proof.valid_until());
+                tokio::select! {
+                    // Cancel-safe: an unseen change stays unseen.
+                    changed = subscription.updates().changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => return HoldEnd::Broker,
+                    },
+                    // Cancel-safe: the generation stays marked as changed.
+                    _ = generations.changed() => {}
+                    () = pause(now.until(until).clamp(RECHECK_MIN, DENIED_RECHECK)) => {}
+                }
             }
             match self.decide(secret) {
                 Decision::Allowed(again) if again.reads_like(&proof) => {

@@ -187,6 +187,7 @@ impl Publisher {
                 let root = self.root.dir.as_fd();
                 if let Err(error) = apply::publish(root, &revision, &files, old.as_ref()) {
                     alarms.push(chain(&error));
+                    self.link(alarms);
                     return (None, true);
                 }
                 let empty = prints.is_empty();
@@ -200,13 +201,18 @@ impl Publisher {
                 Some(Published { revision, replaced, empty })
             }
         };
+        self.link(alarms);
+        (published, self.links_missing)
+    }
+
+    /// Makes the names that lead to the present revision, as far as they are missing.
+    fn link(&mut self, alarms: &mut Vec<String>) {
         if let (true, Some(present)) = (self.links_missing, &self.present) {
             match apply::link(self.root.dir.as_fd(), &present.files.keys().collect()) {
                 Ok(()) => self.links_missing = false,
                 Err(error) => alarms.push(chain(&error)),
             }
         }
-        (published, self.links_missing)
     }
 
     fn write_status(&mut self, status: &VolumeStatus, now: Now) -> std::io::Result<()> {

@@ -193,20 +193,17 @@ impl Connection {
     fn record_denial(&self, secret: &SecretRef, denied: Denied, now: BootInstant) {
         self.deps.metrics.denied.inc();
         self.caller.admitted.budget().charge_denial(now);
-        let Some(left_out) = self.caller.admitted.budget().take_denial_record(now) else {
+        if !self.caller.admitted.budget().take_denial_record(now) {
             self.deps.metrics.denials_coalesced.inc();
+            self.deps.audit.count_denial(&self.caller.identity);
             return;
-        };
-        let reason = match left_out {
-            0 => denied.reason,
-            n => format!("{} ({n} earlier denials of this caller left out)", denied.reason),
-        };
+        }
         let recorded = self.deps.audit.record(AuditEvent::Decision {
             identity: self.caller.identity.clone(),
             secret: secret.clone(),
             allowed: false,
             rule: denied.rule,
-            reason: Some(reason),
+            reason: Some(denied.reason),
         });
         if recorded.is_err() {
             tracing::warn!(

@@ -57,6 +57,9 @@ struct Object {
     uid: String,
 }
 
+/// By default API servers say it from 1.30 on (`ServiceAccountTokenPodNodeInfo`), always from 1.32.
+pub(super) const NO_NODE: &str = "name no node, which takes Kubernetes 1.30 or newer";
+
 impl Claims {
     /// The pod the token is bound to; an account's token without a pod is refused.
     pub(super) fn pod(&self) -> Result<Pod, TokenRefused> {
@@ -77,10 +80,10 @@ impl Claims {
         })
     }
 
-    /// The node the pod is bound to. API servers since 1.32 always say it.
+    /// The node the pod is bound to.
     pub(super) fn node(&self) -> Result<NodeName, TokenRefused> {
         let node = self.kubernetes.node.as_ref();
-        parsed(&node.ok_or(TokenRefused::Claims("name no node"))?.name)
+        parsed(&node.ok_or(TokenRefused::Claims(NO_NODE))?.name)
     }
 }
 

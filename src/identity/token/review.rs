@@ -8,7 +8,7 @@ use k8s_openapi::api::authentication::v1::{
 use zeroize::Zeroize;
 
 use super::api_server::Connection;
-use super::claims::parsed;
+use super::claims::{NO_NODE, parsed};
 use super::jwt::Unverified;
 use super::{Expectations, KeysError, PodClaims, TokenRefused};
 use crate::domain::{NodeName, Pod, ServiceAccount, Token};
@@ -82,7 +82,7 @@ fn vouched_for(
     };
     let uid = parsed(extra(user, POD_UID, "name no pod")?)?;
     let name = parsed(extra(user, POD_NAME, "name no pod")?)?;
-    let node = parsed(extra(user, NODE_NAME, "name no node")?)?;
+    let node = parsed(extra(user, NODE_NAME, NO_NODE)?)?;
     Ok((Pod { uid, name, account }, node))
 }
 
