@@ -163,12 +163,15 @@ fn from_text(line: &str) -> Option<Checkpoint<'_>> {
         instance: field("instance")?,
         seq: field("seq")?.parse().ok()?,
         hash: field("hash")?,
-        rotation: field("rotation")?.parse().ok()?,
+        rotation: false,
         level: None,
         message: None,
         prev: None,
     };
-    rest.next().is_none().then_some(checkpoint)
+    // Earlier versions said nothing of it.
+    let Some(last) = rest.next() else { return Some(checkpoint) };
+    let rotation = last.strip_prefix("rotation=")?.parse().ok()?;
+    rest.next().is_none().then_some(Checkpoint { rotation, ..checkpoint })
 }
 
 #[cfg(test)]

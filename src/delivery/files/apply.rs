@@ -69,7 +69,9 @@ fn failed(what: &'static str) -> impl FnOnce(Errno) -> ApplyError {
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-    openat2(dir, path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, mode, resolve)
+    // A handle waits for nothing, and takes no such flag.
+    let wait = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
+    openat2(dir, path, flags | OFlags::CLOEXEC | wait, mode, resolve)
 }
 
 /// Publishes a revision: all of it, or nothing has changed.

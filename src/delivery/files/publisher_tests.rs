@@ -239,7 +239,7 @@ fn a_file_that_only_its_owner_may_read_is_adopted_carried_and_wiped_without_the_
         eprintln!("NOT ROOT: nothing to give away, and nothing that only another may read");
         return;
     }
-    let limited = || {
+    let limited = |mode| {
         let mut sets = capabilities(None).unwrap();
         sets.effective = CapabilitySet::CHOWN | CapabilitySet::FOWNER;
         set_capabilities(None, sets).unwrap();
@@ -247,7 +247,7 @@ fn a_file_that_only_its_owner_may_read_is_adopted_carried_and_wiped_without_the_
             config.retire_grace = Duration::from_secs(1);
             for item in &mut config.items {
                 item.ownership.uid = 4242;
-                item.ownership.mode = 0o400;
+                item.ownership.mode = mode;
             }
         });
         let path = fixture.config.path.join("token");
@@ -271,8 +271,10 @@ fn a_file_that_only_its_owner_may_read_is_adopted_carried_and_wiped_without_the_
         assert_eq!(std::fs::read_to_string(fixture.config.path.join("user")).unwrap(), "u2");
         let metadata = path.metadata().unwrap();
         use std::os::unix::fs::MetadataExt;
-        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (4242, 0o400));
+        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (4242, mode));
     };
     // Capabilities are a thread's own.
-    std::thread::spawn(limited).join().unwrap();
+    for mode in [0o400, 0o004] {
+        std::thread::spawn(move || limited(mode)).join().unwrap();
+    }
 }
