@@ -322,7 +322,6 @@ node = "node-1"
 kubelet_root = "{dir}/kubelet"
 keys_file = "{dir}/keys.json"
 issuers = ["https://kubernetes.default.svc"]
-mounter_socket = "{dir}/mounter.sock"
 api_server = "https://127.0.0.1:1"
 api_server_ca_file = "{dir}/ca.pem"
 api_server_token_file = "{dir}/token"
@@ -353,8 +352,9 @@ fn the_caps_in_the_documentation_are_those_that_the_agent_shows() {
 
     let dir = playground();
     fs::write(dir.path().join("keys.json"), r#"{"keys":[]}"#).expect("the cluster's keys");
+    fs::create_dir_all(dir.path().join("kubelet/plugins_registry")).expect("the kubelet's");
     let parts = ALL_PARTS.replace("{port}", &free_port().to_string());
-    let agent = Agent::launch(dir.path(), &[CONFIG, &parts, GRANTS].concat()).wait_live();
+    let agent = start(dir.path(), &[CONFIG, &parts, GRANTS]);
     let shown = || -> BTreeSet<(String, bool)> {
         let limits = agent.status()["limits"].as_array().expect("status has limits").clone();
         let row = |limit: &Value| {
