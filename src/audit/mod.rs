@@ -37,7 +37,7 @@ mod writer;
 
 pub use writer::AuditWriter;
 
-/// Records waiting for the writer. Decisions are per connection and key, not per read, so this is
+/// Records waiting for the writer. Decisions are per caller and secret, not per read, so this is
 /// seconds of a busy node; when it is full, new secrets wait.
 const QUEUE_RECORDS_MAX: usize = 1024;
 

@@ -28,7 +28,8 @@ struct Slot(RwLock<Option<Arc<Entry>>>);
 
 /// A reader's way to a key's entry.
 pub(super) struct Reader {
-    wanted: HashedKey,
+    /// Apart: a reader with a slot does not look at it, and connections have many readers.
+    wanted: Box<HashedKey>,
     slot: Option<Arc<Slot>>,
 }
 
@@ -46,7 +47,7 @@ impl Snapshot {
 
     /// Readies a key for any number of look-ups.
     pub(super) fn reader(&self, key: CacheKey) -> Reader {
-        Reader { wanted: self.hashed(key), slot: None }
+        Reader { wanted: Box::new(self.hashed(key)), slot: None }
     }
 
     pub(super) fn get(&self, reader: &mut Reader) -> Option<Arc<Entry>> {

@@ -35,53 +35,61 @@ pub use grants::{CedarFile, Effect, GrantConfig, GrantLogin, PolicyConfig, Share
 pub use rules::PolicyError;
 pub use supposed::Supposed;
 
-/// Proof that policy allows this identity this secret, until a time and under one generation.
+/// Proof that policy allows this identity this secret, until a time and under one generation. Cheap
+/// to clone.
 #[derive(Debug, Clone)]
 pub struct Authorized {
+    generation: u64,
+    valid_until: BootInstant,
+    /// Shared by all who keep the proof: a caller may have it on many connections.
+    what: Arc<Allowed>,
+}
+
+/// What is allowed, to whom, and how.
+#[derive(Debug)]
+struct Allowed {
     identity: Identity,
     secret: SecretRef,
     login: LoginIdentity,
     /// Worked out once: every read of a leased secret asks.
     dynamic_owner: Option<ConsumerId>,
     rule: RuleName,
-    generation: u64,
-    valid_until: BootInstant,
     pods: PodDirectory,
 }
 
 impl Authorized {
     /// Who was authorised.
     pub fn identity(&self) -> &Identity {
-        &self.identity
+        &self.what.identity
     }
 
     /// What they may read.
     pub fn secret(&self) -> &SecretRef {
-        &self.secret
+        &self.what.secret
     }
 
     /// Whose identity is used upstream.
     pub fn login(&self) -> &LoginIdentity {
-        &self.login
+        &self.what.login
     }
 
     /// Whose a dynamic credential is: the caller's own or its service account's; `None` when the
     /// rule shares it with everybody who reads with this login identity.
     pub fn dynamic_owner(&self) -> Option<&ConsumerId> {
-        self.dynamic_owner.as_ref()
+        self.what.dynamic_owner.as_ref()
     }
 
     /// Whether it stands for the very same read: of the same secret, with the same login, of the
     /// same consumer's.
     pub fn reads_like(&self, other: &Self) -> bool {
-        self.secret == other.secret
-            && self.login == other.login
-            && self.dynamic_owner == other.dynamic_owner
+        self.secret() == other.secret()
+            && self.login() == other.login()
+            && self.dynamic_owner() == other.dynamic_owner()
     }
 
     /// The rule that decided.
     pub fn rule(&self) -> &RuleName {
-        &self.rule
+        &self.what.rule
     }
 
     /// The policy generation this holds under.
@@ -97,8 +105,8 @@ impl Authorized {
     /// Whether a credential may be made for it now. A pod that is ending or has ended keeps and
     /// reads what it has, and gets no new one.
     pub fn may_mint(&self) -> bool {
-        match self.identity.subject() {
-            Subject::Pod(pod) => !self.pods.is_leaving(&pod.uid),
+        match self.identity().subject() {
+            Subject::Pod(pod) => !self.what.pods.is_leaving(&pod.uid),
             Subject::HostUser { .. } | Subject::Volume(_) => true,
         }
     }
@@ -172,16 +180,16 @@ impl Policy {
         let labels = self.labels_for(&policy, identity);
         let permit = policy.decide(identity, secret, labels.as_deref(), Timestamp::now());
         let permit = permit.map_err(|denied| self.explained(denied, identity))?;
-        Ok(Authorized {
+        let what = Allowed {
             identity: identity.clone(),
             secret: secret.clone(),
             login: permit.login,
             dynamic_owner: owner_of(permit.share, identity),
             rule: permit.rule,
-            generation,
-            valid_until: now + policy.recheck(),
             pods: self.pods.clone(),
-        })
+        };
+        let valid_until = now + policy.recheck();
+        Ok(Authorized { generation, valid_until, what: Arc::new(what) })
     }
 
     /// Decides; where that takes labels of a pod that is not known yet, waits for it first, at most

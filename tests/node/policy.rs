@@ -56,13 +56,13 @@ fn a_forbidding_grant_takes_files_away_and_refuses_new_pods_within_five_seconds(
         std::thread::sleep(Duration::from_millis(10));
     }
     let changed = Instant::now();
-    // The kubelet has to find out that it gets nothing.
-    start("late");
     eventually(PROMISED, "the socket refuses", || asks() == 403);
     println!("what is forbidden was refused on the pod's socket after {:?}", changed.elapsed());
     let left = PROMISED.saturating_sub(changed.elapsed());
     eventually(left, "the file is gone", || !fs::exists(&token).expect("look at the file"));
     println!("forbidden files were gone after {:?}", changed.elapsed());
+    // Not before: a policy that takes from two volumes of a few is held.
+    start("late");
     product.wait_for_event("barred", "late", "rule 'walled-off' forbids", "s3cr3t");
     assert_eq!(node.pod("barred", "late")["status"]["phase"], "Pending");
     // Grants are reloaded by the agent that runs.

@@ -1,5 +1,6 @@
-//! Permits of all connections: a caller that connects anew for each request is not decided about
-//! anew each time. Denials are not kept; asking for what is forbidden is expensive on purpose.
+//! Permits of all callers: who asks again for what could not be read, or for more than is remembered
+//! of one caller, is not decided about anew each time. Denials are not kept; asking for what is
+//! forbidden is expensive on purpose.
 
 use std::hash::BuildHasher;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +13,7 @@ use crate::domain::SecretRef;
 use crate::identity::Identity;
 use crate::policy::{Authorized, Policy};
 
-/// Permits kept; more callers and secrets than this are decided about per connection.
+/// Permits kept, of all callers. Beside them each caller has its own, of what it has read.
 const PERMITS_MAX: usize = 1024;
 
 /// Who may read what, as it was decided within the last moments.

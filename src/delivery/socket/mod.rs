@@ -10,9 +10,10 @@
 //! | [`caps`] | what each caller and each request may have |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
 //! | [`routes`] | one connection's service: dispatch to the files below |
-//! | [`secrets`], [`served`] | policy, memoised; the hit path; what was served, for the audit log |
+//! | [`secrets`], [`memos`] | policy, memoised; the hit path |
+//! | [`served`] | what was served, for the audit log |
 //! | [`decisions`] | permits of all connections |
-//! | [`between`] | what callers that connect anew for each request find again |
+//! | [`callers`] | what all connections of a caller share, and its next one finds again |
 //! | [`local`], [`leases`] | what Vault's clients need of `sys/` and `auth/`, answered here |
 //! | [`agent`], [`metrics`] | `/agent/v1/` |
 //! | [`client`] | the other end, for the command line |
@@ -36,8 +37,8 @@ mod activity;
 pub mod admission;
 pub mod agent;
 mod answer;
-mod between;
 pub mod bind;
+mod callers;
 pub mod caps;
 pub mod client;
 mod decisions;
@@ -48,6 +49,7 @@ mod in_turn;
 mod introduction;
 mod leases;
 mod local;
+mod memos;
 pub mod metrics;
 mod node_door;
 #[cfg(test)]
@@ -62,8 +64,8 @@ pub mod transport;
 
 use admission::Admission;
 pub use agent::{OperatorApi, Viewer, answers};
-use between::Between;
 pub use bind::{BindError, BoundSocket, Ownership, Place};
+use callers::Callers;
 use caps::Caps;
 use decisions::Decisions;
 pub use directory::SourceDirectory;
@@ -238,7 +240,7 @@ impl Sockets {
             Gated::new(serve(Door::Operator, Some(self.operator))),
             Gated::new(serve(Door::Host, self.host)),
             Gated::new(node),
-            Gated::new(server.record_absent())
+            Gated::new(server.record_served())
         );
     }
 }
@@ -253,7 +255,7 @@ pub struct Server {
     pub proof: Arc<NodeProof>,
     intake: CancellationToken,
     decisions: Arc<Decisions>,
-    between: Arc<Between>,
+    callers: Arc<Callers>,
     /// The caps of all pods' sockets together.
     pods: Arc<Admission>,
 }
@@ -269,17 +271,20 @@ impl Server {
         let caps = Caps::new(limits, &deps.metrics);
         let connections = PODS_AT_THEIR_CAP * limits.connections_per_user;
         let pods = Admission::new("pod_connections", connections, &caps, &deps.metrics);
-        let (decisions, between) = (Arc::default(), Arc::default());
-        Self { caps, deps: Arc::new(deps), proof, intake, decisions, between, pods }
+        let (decisions, callers) = (Arc::default(), Arc::default());
+        Self { caps, deps: Arc::new(deps), proof, intake, decisions, callers, pods }
     }
 
-    /// Records what was served to callers that have not come again, until the intake is cancelled.
-    async fn record_absent(&self) {
-        let mut ticks = tokio::time::interval(between::WAIT);
-        // Both arms are cancel-safe.
-        while self.intake.run_until_cancelled(ticks.tick()).await.is_some() {
-            self.between.forget(BootInstant::now());
-        }
+    /// Records each minute what was served, until the intake is cancelled.
+    async fn record_served(&self) {
+        let each_minute = async {
+            let mut ticks = tokio::time::interval(callers::WAIT);
+            loop {
+                ticks.tick().await;
+                self.callers.settle(BootInstant::now()).await;
+            }
+        };
+        let _cancelled: Option<()> = self.intake.run_until_cancelled(each_minute).await;
     }
 
     /// Serves one socket until `stop` or the intake is cancelled and the last running reply has

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::num::NonZeroU64;
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 
 use crate::domain::{LocalLeaseId, SecretPath};
 
@@ -141,7 +141,7 @@ impl Refusal {
 
 /// Understands a request line and its headers.
 pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, Refusal> {
-    if wants_wrapping(headers) {
+    if headers.contains_key(&WRAP_TTL) {
         return Err(Refusal::bad_request("response wrapping is not available: omit the wrap TTL"));
     }
     let path = uri.path();
@@ -157,14 +157,27 @@ pub fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route, R
     }
 }
 
-/// Whether the caller asks for a wrapped reply.
-pub fn wants_wrapping(headers: &HeaderMap) -> bool {
-    headers.contains_key(&WRAP_TTL)
-}
-
 /// Whether the caller's namespace header, if there is one, names the configured namespace.
 pub fn namespace_fits(headers: &HeaderMap, configured: Option<&str>) -> bool {
-    let Some(asked) = headers.get(&NAMESPACE) else { return true };
+    headers.get(&NAMESPACE).is_none_or(|asked| is_namespace(asked, configured))
+}
+
+/// Whether a read may be answered as one with these headers was that was: no wrapping is asked for
+/// and no namespace but the configured one. One pass, since both headers are rare.
+#[inline]
+pub fn asks_for_nothing_else(headers: &HeaderMap, configured: Option<&str>) -> bool {
+    headers.iter().all(|(name, value)| {
+        *name != WRAP_TTL && (*name != NAMESPACE || is_namespace(value, configured))
+    })
+}
+
+/// Path and version of what may be a read of a secret; whether it is one is decided by [`parse`].
+#[inline]
+pub fn read_target(uri: &Uri) -> Option<(&str, Option<NonZeroU64>)> {
+    Some((uri.path().strip_prefix("/v1/")?, version(uri.query()).ok()?))
+}
+
+fn is_namespace(asked: &HeaderValue, configured: Option<&str>) -> bool {
     let trim = |text: &str| text.trim_matches('/').to_owned();
     asked.to_str().is_ok_and(|asked| {
         asked.is_empty() || trim(asked) == configured.map(trim).unwrap_or_default()
@@ -242,7 +255,7 @@ fn version(query: Option<&str>) -> Result<Option<NonZeroU64>, Refusal> {
     };
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
     let digits = query.strip_prefix("version=").ok_or_else(refusal)?;
-    // Targets are remembered as they are written: a number has one spelling.
+    // As everywhere in a path, one thing has one spelling.
     if digits.starts_with('0') || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(refusal());
     }

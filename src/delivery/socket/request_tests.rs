@@ -1,7 +1,5 @@
 //! Tables for the request grammar: what is understood, and with which status everything else ends.
 
-use http::HeaderValue;
-
 use super::*;
 
 fn ask(method: &str, target: &str) -> Result<Route, Refusal> {
@@ -158,4 +156,32 @@ fn a_namespace_header_must_name_the_configured_namespace() {
     assert!(fits(Some(""), None) && fits(Some("/"), None));
     assert!(!fits(Some("team-b"), Some("team-a")) && !fits(Some("team-a"), None));
     assert!(!fits(Some("team-a/child"), Some("team-a")));
+}
+
+#[test]
+fn a_read_that_was_decided_is_recognised_by_its_target_and_its_headers() {
+    let read = |target: &str| {
+        let target: Uri = target.parse().unwrap();
+        read_target(&target).map(|(path, version)| (path.to_owned(), version))
+    };
+    let version = NonZeroU64::new;
+    assert_eq!(read("/v1/secret/data/a"), Some(("secret/data/a".to_owned(), None)));
+    assert_eq!(read("/v1/secret/data/a?version=3").unwrap().1, version(3));
+    for other in ["/agent/v1/status", "/v2/a", "/v1/a?version=03", "/v1/a?list=true", "/"] {
+        assert_eq!(read(other), None, "{other}");
+    }
+
+    let asks = |headers: &[(&'static str, &str)], configured: Option<&str>| {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        !asks_for_nothing_else(&headers.collect(), configured)
+    };
+    assert!(!asks(&[], None));
+    assert!(!asks(&[("host", "a"), ("x-vault-token", "b"), ("x-vault-request", "true")], None));
+    assert!(asks(&[("host", "a"), ("x-vault-wrap-ttl", "60s")], None));
+    assert!(asks(&[("x-vault-namespace", "team")], None));
+    assert!(asks(&[("x-vault-namespace", "team")], Some("other")));
+    assert!(!asks(&[("x-vault-namespace", "/team/")], Some("team")));
+    assert!(!asks(&[("x-vault-namespace", "")], Some("team")));
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,10 +15,9 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use tokio_util::sync::CancellationToken;
 
-use super::between::Between;
+use super::callers::{Callers, SharedMemos};
 use super::introduction::Introduction;
 use super::request::{self, Refusal, Route};
-use super::secrets::Memos;
 use super::transport::{Answer, Caller, LetIn};
 use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
@@ -35,16 +34,16 @@ pub(super) struct Connection {
     pub(super) deps: Arc<Deps>,
     pub(super) decisions: Arc<Decisions>,
     pub(super) stop: CancellationToken,
-    pub(super) memos: Mutex<Memos>,
-    between: Arc<Between>,
+    pub(super) memos: SharedMemos,
+    callers: Arc<Callers>,
 }
 
 impl Connection {
     /// The connection of a caller that was named; `stop` ends its long polls.
     pub(super) fn new(caller: Caller, server: Server, stop: CancellationToken) -> Arc<Self> {
-        let Server { caps, deps, decisions, between, .. } = server;
-        let memos = Mutex::new(between.take(&caller.identity));
-        Arc::new(Self { caller, caps, deps, decisions, stop, memos, between })
+        let Server { caps, deps, decisions, callers, .. } = server;
+        let memos = callers.join(&caller.identity);
+        Arc::new(Self { caller, caps, deps, decisions, stop, memos, callers })
     }
 
     /// Answers one request: a hit at once, everything else later.
@@ -83,8 +82,7 @@ impl Connection {
         let label = route.label();
         let result = match route {
             Route::Secret { path, version } => {
-                let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-                match self.secret(target, path, version, &parts.headers).await {
+                match self.secret(path, version, &parts.headers).await {
                     Ok((answer, cache)) => return self.count(label, cache, Ok(answer)),
                     Err(refusal) => Err(refusal),
                 }
@@ -145,8 +143,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let memos = self.memos.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.between.leave(&self.caller.identity, std::mem::take(memos), BootInstant::now());
+        self.callers.leave(&self.caller.identity, &self.memos, BootInstant::now());
     }
 }
 

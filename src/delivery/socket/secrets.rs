@@ -1,44 +1,33 @@
-//! Reading a secret: policy once, remembered per connection; then the snapshot; then the broker.
+//! Reading a secret: policy once, remembered per caller; then the snapshot; then the broker.
 
 use std::num::NonZeroU64;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
 use super::answer;
+use super::callers::locked;
 use super::directory::Located;
+use super::memos::{Memo, Memos};
 use super::request::{self, Refusal};
 use super::routes::Connection;
 use super::served::Served;
 use super::transport::Answer;
-use crate::audit::AuditEvent;
-use crate::broker::{Freshness, Place, Reply};
+use crate::audit::{AuditEvent, NotRecorded};
+use crate::broker::{Freshness, Reply};
 use crate::clock::BootInstant;
 use crate::domain::{SecretPath, SecretRef};
 use crate::identity::Listener;
 use crate::policy::{Authorized, Denied};
 
-/// Decisions remembered per connection; a caller that asks for more is decided about again.
-const MEMOS_MAX: usize = 112;
 /// Headers whose memory is kept while a connection is idle.
 const HEADERS_USUAL: usize = 24;
 /// How long a decision waits for the labels of a pod that is not known yet.
 const LABELS_WAIT: Duration = Duration::from_secs(2);
 /// When a pod that is still not known may ask again, in seconds.
 const UNKNOWN_RETRY: u64 = 1;
-
-/// Decisions of one connection, and of earlier ones of its caller, by raw request target.
-pub(super) type Memos = hashbrown::HashMap<Box<str>, Memo>;
-
-/// One remembered decision.
-pub(super) struct Memo {
-    authorized: Authorized,
-    place: Place,
-    namespace: Option<String>,
-    served: Served,
-}
 
 impl Connection {
     /// The hit path: a decision that still holds and a value in the snapshot. Everything else, also
@@ -48,12 +37,11 @@ impl Connection {
         if request.method() != Method::GET {
             return None;
         }
-        let target = request.uri().path_and_query()?.as_str();
+        let (path, version) = request::read_target(request.uri())?;
         let mut memos = self.memos();
-        let memo = memos.get_mut(target)?;
-        if request::wants_wrapping(request.headers())
-            || !request::namespace_fits(request.headers(), memo.namespace.as_deref())
-            || !self.deps.policy.still_holds(&memo.authorized, now)
+        let memo = memos.get_mut(path, version)?;
+        if !request::asks_for_nothing_else(request.headers(), memo.namespace.as_deref())
+            || !self.deps.policy.still_holds(memo.served.authorized(), now)
         {
             return None;
         }
@@ -75,7 +63,6 @@ impl Connection {
     /// The long way: decide unless decided, then the snapshot, then the broker.
     pub(super) async fn secret(
         &self,
-        target: &str,
         path: SecretPath,
         version: Option<NonZeroU64>,
         headers: &HeaderMap,
@@ -89,41 +76,39 @@ impl Connection {
         let located = self.located(self.deps.sources.mount_of(&path), &path, headers)?;
         let now = BootInstant::now();
         let secret = SecretRef { source: located.source, path, version };
-        let authorized = match self.remembered(target, now) {
+        let authorized = match self.remembered(&secret, now) {
             Some(authorized) => authorized,
-            None => {
-                let authorized = self.decided(&secret, now).await?;
-                self.remember(target, &authorized, located.namespace, now);
-                authorized
-            }
+            None => self.decided(&secret, now).await?,
         };
-        let reply = self.read(&secret, authorized).await?;
+        let (reply, authorized) = self.read(&secret, authorized).await?;
         // Waiting may have outlived the process that asked.
         self.check_alive()?;
         let now = BootInstant::now();
-        if let Some(memo) = self.memos().get_mut(target) {
-            memo.served.note(now)?;
-        }
+        self.note(authorized, located.namespace, now)?;
         let answer = answer::secret(&reply, HeaderMap::new(), now);
         Ok((answer, answer::cache_label(reply.freshness)))
     }
 
-    /// From the snapshot or the broker. A read upstream takes its time, and who lost the right
-    /// meanwhile does not get what it brought.
-    async fn read(&self, secret: &SecretRef, mut authorized: Authorized) -> Result<Reply, Refusal> {
+    /// From the snapshot or the broker, and by which decision. A read upstream takes its time, and
+    /// who lost the right meanwhile does not get what it brought.
+    async fn read(
+        &self,
+        secret: &SecretRef,
+        mut authorized: Authorized,
+    ) -> Result<(Reply, Authorized), Refusal> {
         loop {
             let (broker, now) = (&self.deps.broker, BootInstant::now());
             if let Some(reply) = broker.lookup(&mut broker.place(&authorized), now) {
-                return Ok(reply);
+                return Ok((reply, authorized));
             }
             let reply = broker.read(authorized.clone()).await?;
             let now = BootInstant::now();
             if self.deps.policy.still_holds(&authorized, now) {
-                return Ok(reply);
+                return Ok((reply, authorized));
             }
             let again = self.decided(secret, now).await?;
             if again.reads_like(&authorized) {
-                return Ok(reply);
+                return Ok((reply, again));
             }
             authorized = again;
         }
@@ -226,37 +211,41 @@ impl Connection {
         ))
     }
 
-    fn remembered(&self, target: &str, now: BootInstant) -> Option<Authorized> {
-        let memos = self.memos();
-        let memo = memos.get(target)?;
-        self.deps.policy.still_holds(&memo.authorized, now).then(|| memo.authorized.clone())
+    fn remembered(&self, secret: &SecretRef, now: BootInstant) -> Option<Authorized> {
+        let mut memos = self.memos();
+        let authorized = memos.get_mut(secret.path.as_str(), secret.version)?.served.authorized();
+        self.deps.policy.still_holds(authorized, now).then(|| authorized.clone())
     }
 
-    fn remember(
+    /// Notes a read, and remembers the decision that allowed it.
+    fn note(
         &self,
-        target: &str,
-        authorized: &Authorized,
+        authorized: Authorized,
         namespace: Option<String>,
         now: BootInstant,
-    ) {
-        let served = Served::new(
-            self.deps.audit.clone(),
-            self.deps.audit_per_read,
-            self.caller.identity.clone(),
-            authorized.secret().clone(),
-            now,
-        );
+    ) -> Result<(), NotRecorded> {
+        let (broker, policy) = (&self.deps.broker, &self.deps.policy);
         let mut memos = self.memos();
-        if memos.len() >= MEMOS_MAX {
-            // Its memory too: a caller may have many connections.
-            *memos = Memos::default();
-        }
-        let (place, authorized) = (self.deps.broker.place(authorized), authorized.clone());
-        memos.insert(target.into(), Memo { authorized, place, namespace, served });
+        let SecretRef { path, version, .. } = authorized.secret();
+        let memo = match memos.get_mut(path.as_str(), *version) {
+            Some(memo) => {
+                if !policy.still_holds(memo.served.authorized(), now) {
+                    memo.place = broker.place(&authorized);
+                    memo.served.renew(authorized);
+                }
+                memo
+            }
+            None => {
+                let (audit, per_read) = (self.deps.audit.clone(), self.deps.audit_per_read);
+                let (place, namespace) = (broker.place(&authorized), namespace.map(Into::into));
+                let served = Served::new(audit, per_read, authorized, now);
+                memos.insert(Memo { served, place, namespace })
+            }
+        };
+        memo.served.note(now)
     }
 
-    /// Only this connection's requests, one at a time, ever take the lock.
     fn memos(&self) -> MutexGuard<'_, Memos> {
-        self.memos.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.memos)
     }
 }

@@ -1,25 +1,22 @@
-//! How often a secret was served on a connection, for the audit log: a count per minute, or a
-//! record per read.
+//! How often a secret was served to a caller, for the audit log: a count per minute, or a record
+//! per read.
 
 use std::time::Duration;
 
 use crate::audit::{Audit, AuditEvent, NotRecorded};
 use crate::clock::BootInstant;
-use crate::domain::SecretRef;
-use crate::identity::Identity;
+use crate::policy::Authorized;
 
-/// How long reads are counted before they are recorded; the idle timeout bounds it for connections
-/// that fall silent, because the rest is recorded when the connection ends.
+/// How long reads are counted before they are recorded.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Reads not yet recorded, of one secret by one caller on one connection.
+/// Reads not yet recorded, of one secret by one caller, and the decision that allows them.
 pub(super) struct Served {
-    audit: Audit,
-    per_read: bool,
-    identity: Identity,
-    secret: SecretRef,
     count: u64,
     since: BootInstant,
+    per_read: bool,
+    authorized: Authorized,
+    audit: Audit,
 }
 
 impl Served {
@@ -27,11 +24,21 @@ impl Served {
     pub(super) fn new(
         audit: Audit,
         per_read: bool,
-        identity: Identity,
-        secret: SecretRef,
+        authorized: Authorized,
         now: BootInstant,
     ) -> Self {
-        Self { audit, per_read, identity, secret, count: 0, since: now }
+        Self { count: 0, since: now, per_read, authorized, audit }
+    }
+
+    /// The newest decision.
+    #[inline]
+    pub(super) fn authorized(&self) -> &Authorized {
+        &self.authorized
+    }
+
+    /// Goes on under a new decision about the same caller and secret.
+    pub(super) fn renew(&mut self, authorized: Authorized) {
+        self.authorized = authorized;
     }
 
     /// Notes one read. Fails only if every read must be recorded and this one could not be; a
@@ -41,16 +48,31 @@ impl Served {
         if self.per_read {
             return self.record().inspect_err(|_| self.count -= 1);
         }
-        if now.since(self.since) >= SUMMARY_INTERVAL && self.record().is_ok() {
-            self.since = now;
-        }
+        self.record_due(now);
         Ok(())
+    }
+
+    /// Records what was counted for long enough; `Some` if that made a line.
+    pub(super) fn record_due(&mut self, now: BootInstant) -> Option<()> {
+        let is_due = self.count > 0 && now.since(self.since) >= SUMMARY_INTERVAL;
+        if !is_due {
+            return None;
+        }
+        self.record().ok()?;
+        self.since = now;
+        Some(())
+    }
+
+    /// Reads that no line says yet.
+    #[cfg(test)]
+    pub(super) fn unrecorded(&self) -> u64 {
+        self.count
     }
 
     fn record(&mut self) -> Result<(), NotRecorded> {
         self.audit.record(AuditEvent::Served {
-            identity: self.identity.clone(),
-            secret: self.secret.clone(),
+            identity: self.authorized.identity().clone(),
+            secret: self.authorized.secret().clone(),
             count: self.count,
         })?;
         self.count = 0;
@@ -62,7 +84,8 @@ impl Drop for Served {
     fn drop(&mut self) {
         if self.count > 0 && self.record().is_err() {
             tracing::warn!(
-                identity = %self.identity, secret = %self.secret, count = self.count,
+                identity = %self.authorized.identity(), secret = %self.authorized.secret(),
+                count = self.count,
                 "audit log is not accepting records: a summary of served reads is lost"
             );
         }
