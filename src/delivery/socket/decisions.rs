@@ -1,6 +1,6 @@
-//! Permits of all callers: who asks again for what could not be read, or for more than is remembered
-//! of one caller, is not decided about anew each time. Denials are not kept; asking for what is
-//! forbidden is expensive on purpose.
+//! Permits of all callers: who asks again for what could not be read, or for more than is
+//! remembered of one caller, is not decided about anew each time. Denials are not kept; asking for
+//! what is forbidden is expensive on purpose.
 
 use std::hash::BuildHasher;
 use std::sync::{Mutex, PoisonError};
