@@ -52,10 +52,11 @@ impl Served {
         Ok(())
     }
 
-    /// Records what was counted for long enough; `Some` if that made a line.
+    /// Records what was counted for long enough; `Some` if that made a line. While the log takes
+    /// no records it is counted on: what is kept for the log in an outage would be counted twice.
     pub(super) fn record_due(&mut self, now: BootInstant) -> Option<()> {
         let is_due = self.count > 0 && now.since(self.since) >= SUMMARY_INTERVAL;
-        if !is_due {
+        if !is_due || !self.audit.is_healthy() {
             return None;
         }
         self.record().ok()?;
