@@ -64,7 +64,7 @@ impl Memos {
         let hash = rehash(&memo);
         if table.len() >= MEMOS_MAX {
             // Not the first one, which was the newest: what is read now and then would never stay.
-            let mut before = hash as usize % MEMOS_MAX;
+            let mut before = hash % MEMOS_MAX as u64;
             let is_it = |_: &mut Memo| {
                 let is_it = before == 0;
                 before = before.wrapping_sub(1);
