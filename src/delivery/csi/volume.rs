@@ -1,6 +1,7 @@
 //! One published volume: its task makes it, keeps it and takes it away, one command at a time.
 //!
-//! A call that its caller gives up runs to its end here all the same, so nothing is left half done.
+//! A call that its caller gives up runs to its end here all the same, so nothing is left half done;
+//! a new volume that nobody heard of goes again, unless the caller comes back.
 //! What a pod may be using is never taken away by a failure, only by the kubelet's unpublish; what
 //! of it is not kept is tried again.
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::delivery::files::mount;
-use crate::domain::{ConsumerId, ServiceAccount, VolumeName};
+use crate::domain::{ConsumerId, VolumeName};
 use crate::identity::token::PodClaims;
 use crate::mounter::{MounterError, Target, VolumeKey};
 use crate::sys;
@@ -120,8 +121,12 @@ impl Volume {
                 command = commands.recv() => match command {
                     None => break End::Stopped,
                     Some(Command::Publish { publish, claims, patience, reply }) => {
+                        let is_new = !self.in_use;
                         let outcome = self.publish(*publish, &claims, patience).await;
-                        if outcome.is_ok() {
+                        if outcome.is_ok() && is_new && reply.is_closed() {
+                            // Its caller may have a successor that took it away before it began.
+                            self.in_use = false;
+                        } else if outcome.is_ok() {
                             pods.volume_published(&pod, self.key.volume.as_str());
                         } else if !self.in_use && self.known.is_none() && !self.is_left {
                             // After a final refusal the kubelet may never come again.
@@ -133,7 +138,6 @@ impl Volume {
                     Some(Command::Unpublish { target, reply }) => {
                         let outcome = self.unpublish(&target).await;
                         if outcome.is_ok() {
-                            pods.volume_unpublished(&pod, self.key.volume.as_str());
                             break End::Nothing(Some((reply, outcome)));
                         }
                         let _ = reply.send(outcome);
@@ -141,6 +145,9 @@ impl Volume {
                 },
             }
         };
+        if let End::Nothing(_) = end {
+            pods.volume_unpublished(&pod, self.key.volume.as_str());
+        }
         if let Some(mut kept) = self.known.take().and_then(|known| known.kept) {
             // The files' task finishes the swap it is in.
             kept.stop().await;
@@ -201,7 +208,8 @@ impl Volume {
         let known = self.known.as_ref().map(|known| &known.record);
         publish.pod.account_uid_before = known.map(|record| record.pod.account.uid.clone());
         claims.matches(&publish.pod)?;
-        self.check_role(&publish.attributes, &claims.pod().account)?;
+        check_role(&self.shared.config.tenant_roles, &publish.attributes, &claims.pod().account)
+            .map_err(|problem| CsiError::Invalid(vec![problem]))?;
         let record = VolumeRecord {
             volume_id: publish.volume_id,
             pod: claims.pod().clone(),
@@ -232,15 +240,6 @@ impl Volume {
         }
         self.known = Some(known);
         outcome
-    }
-
-    fn check_role(
-        &self,
-        attributes: &Attributes,
-        account: &ServiceAccount,
-    ) -> Result<(), CsiError> {
-        check_role(&self.shared.config.tenant_roles, attributes, account)
-            .map_err(|problem| CsiError::Invalid(vec![problem]))
     }
 
     /// Mounts, fills, records, binds: what of it is not done yet. A pod that runs is not disturbed

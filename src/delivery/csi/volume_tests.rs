@@ -4,6 +4,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
+use futures_util::FutureExt;
 use tonic::{Code, Status};
 
 use super::super::testing::{Fault, Rig, claims, pod, publish, record, target};
@@ -238,6 +239,21 @@ async fn what_was_left_behind_goes_without_a_call() {
     volumes.adopt().await.unwrap();
     goes_by_itself(&rig).await;
     ends(&volumes).await;
+}
+
+/// A kubelet that went away in the middle may have a successor that unpublished before.
+#[tokio::test(start_paused = true)]
+async fn a_new_volume_that_nobody_heard_of_goes_and_one_that_a_pod_uses_stays() {
+    let rig = Rig::new();
+    let volumes = Volumes::new(Arc::clone(&rig.shared));
+    let call = || volumes.publish(publish(), claims(pod()), PATIENCE);
+    assert!(call().now_or_never().is_none(), "given up");
+    ends(&volumes).await;
+    assert!(is_gone(&rig) && nothing_is_reserved(&rig));
+    call().await.unwrap();
+    assert!(call().now_or_never().is_none(), "given up");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(answered(&rig).is_some());
 }
 
 /// The next call is again about a volume that nobody knows.

@@ -23,7 +23,7 @@ use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
 
 /// How long the rest of a request is waited for that nobody wants.
-const BODY_PATIENCE: Duration = Duration::from_millis(250);
+const BODY_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a request over the budget waits for its refusal.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
