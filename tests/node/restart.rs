@@ -84,8 +84,11 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     product.account("kill", "web");
     product.let_in("kill", "web");
     product.bed.vault.put_kv2("shop/kill", json!({ "token": "s3cr3t" }));
+    // Longer than all of it takes: who is killed renews nothing, and its successor waits for a token.
+    let minutes = json!({ "default_ttl": "10m", "max_ttl": "20m" });
+    product.bed.write_database_role("kill", minutes);
     let items =
-        "- secret: secret/shop/kill#token\n- secret: database/creds/shop\n  path: db.json\n";
+        "- secret: secret/shop/kill#token\n- secret: database/creds/kill\n  path: db.json\n";
     let app = node.apply(&pod("kill", "app", "web", BUSYBOX, json!({ "items": items })));
     let uid = app["metadata"]["uid"].as_str().expect("a uid");
     node.wait_until_ready("kill", "app");

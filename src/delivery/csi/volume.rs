@@ -1,7 +1,7 @@
 //! One published volume: its task makes it, keeps it and takes it away, one command at a time.
 //!
 //! A call that its caller gives up runs to its end here all the same, so nothing is left half done;
-//! a new volume that nobody heard of goes again, unless the caller comes back.
+//! a new volume that nobody heard of goes again, and is made anew for a caller that comes back.
 //! What a pod may be using is never taken away by a failure, only by the kubelet's unpublish; what
 //! of it is not kept is tried again.
 
