@@ -84,7 +84,7 @@ fn no_read_fails_while_agent_and_mounter_are_killed_and_start_again() {
     product.account("kill", "web");
     product.let_in("kill", "web");
     product.bed.vault.put_kv2("shop/kill", json!({ "token": "s3cr3t" }));
-    // Longer than all of it takes: who is killed renews nothing, and its successor waits for a token.
+    // Longer than all of it takes: who is killed renews nothing, its successor waits for a token.
     let minutes = json!({ "default_ttl": "10m", "max_ttl": "20m" });
     product.bed.write_database_role("kill", minutes);
     let items =
