@@ -41,13 +41,14 @@ struct Known {
 struct Caller {
     memos: SharedMemos,
     connections: usize,
-    absent: Option<Absent>,
+    /// When the last of its connections ended, while it has none.
+    absent_since: BootInstant,
 }
 
-/// A caller without a connection.
-struct Absent {
-    since: BootInstant,
-    memos: usize,
+impl Caller {
+    fn is_absent(&self) -> bool {
+        self.connections == 0
+    }
 }
 
 impl Callers {
@@ -56,15 +57,17 @@ impl Callers {
     pub(super) fn join(&self, identity: &Identity) -> SharedMemos {
         let mut known = self.known();
         if let Some(caller) = known.callers.get_mut(identity) {
-            caller.connections += 1;
             let memos = Arc::clone(&caller.memos);
-            let kept = caller.absent.take().map_or(0, |absent| absent.memos);
+            // Nobody added to them in between.
+            let kept = if caller.is_absent() { locked(&memos).len() } else { 0 };
+            caller.connections += 1;
             known.absent_memos -= kept;
             return memos;
         }
         let memos = SharedMemos::default();
         if known.callers.len() < CALLERS_MAX {
-            let caller = Caller { memos: Arc::clone(&memos), connections: 1, absent: None };
+            let absent_since = BootInstant::default();
+            let caller = Caller { memos: Arc::clone(&memos), connections: 1, absent_since };
             known.callers.insert(identity.clone(), caller);
         }
         memos
@@ -80,12 +83,12 @@ impl Callers {
             return;
         }
         caller.connections -= 1;
-        if caller.connections > 0 {
+        if !caller.is_absent() {
             return;
         }
         let kept = locked(memos).len();
         if (1..=room).contains(&kept) {
-            caller.absent = Some(Absent { since: now, memos: kept });
+            caller.absent_since = now;
             known.absent_memos += kept;
         } else {
             // The connection has the memos still, and drops them after this.
@@ -117,12 +120,10 @@ impl Callers {
     fn forget(&self, now: BootInstant) {
         let mut known = self.known();
         let Known { callers, absent_memos } = &mut *known;
-        let is_over = |caller: &Caller| {
-            caller.absent.as_ref().is_some_and(|absent| now.since(absent.since) >= WAIT)
-        };
+        let is_over =
+            |caller: &Caller| caller.is_absent() && now.since(caller.absent_since) >= WAIT;
         let over: Vec<_> = callers.extract_if(|_, caller| is_over(caller)).collect();
-        let kept = over.iter().filter_map(|(_, caller)| Some(caller.absent.as_ref()?.memos));
-        *absent_memos -= kept.sum::<usize>();
+        *absent_memos -= over.iter().map(|(_, caller)| locked(&caller.memos).len()).sum::<usize>();
         // What is not recorded yet is when it is dropped; nobody has to wait for it.
         drop(known);
     }

@@ -77,7 +77,8 @@ impl Memos {
 
     /// Records what was served a while ago, in no more than `most` lines; tells how many.
     pub(super) fn record_due(&mut self, now: BootInstant, most: usize) -> usize {
-        self.table.iter_mut().filter_map(|memo| memo.served.record_due(now)).take(most).count()
+        let lines = self.table.iter_mut().map(|memo| memo.served.record_due(now));
+        lines.filter(|made| *made).take(most).count()
     }
 
     /// Reads that no line says yet.

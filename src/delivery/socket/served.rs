@@ -52,16 +52,15 @@ impl Served {
         Ok(())
     }
 
-    /// Records what was counted for long enough; `Some` if that made a line. While the log takes
+    /// Records what was counted for long enough; whether that made a line. While the log takes
     /// no records it is counted on: what is kept for the log in an outage would be counted twice.
-    pub(super) fn record_due(&mut self, now: BootInstant) -> Option<()> {
+    pub(super) fn record_due(&mut self, now: BootInstant) -> bool {
         let is_due = self.count > 0 && now.since(self.since) >= SUMMARY_INTERVAL;
-        if !is_due || !self.audit.is_healthy() {
-            return None;
+        let is_recorded = is_due && self.audit.is_healthy() && self.record().is_ok();
+        if is_recorded {
+            self.since = now;
         }
-        self.record().ok()?;
-        self.since = now;
-        Some(())
+        is_recorded
     }
 
     /// Reads that no line says yet.
