@@ -122,7 +122,12 @@ fn verification(section: &Section, state_dir: &std::path::Path) -> Option<Verifi
         return Some(Verification::TokenReview(server?));
     }
     Some(Verification::Keys(match file {
-        Some(file) => KeySource::File(file?),
+        Some(file) => {
+            let remedy = "write the API server's --service-account-issuer: beside the keys in a \
+                          file nothing says whose tokens they are";
+            section.require("issuers", remedy);
+            KeySource::File(file?)
+        }
         None => KeySource::ApiServer { server: server?, directory: state_dir.join("keys") },
     }))
 }

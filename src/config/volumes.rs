@@ -177,7 +177,7 @@ fn backing(section: &Section) -> Backing {
     let own = section.choice("tmpfs", true, &[("own", true), ("existing", false)]);
     let size_bytes = section.size("size", 1 << 20);
     let inodes = u64::from(section.count("inodes", 128));
-    let directory_mode = section.mode("directory_mode", 0o755, 0o7755);
+    let directory_mode = section.mode("directory_mode", 0o755, 0o755);
     if own {
         return Backing::OwnTmpfs { size_bytes, inodes, directory_mode };
     }

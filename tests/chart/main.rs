@@ -96,7 +96,10 @@ fn values_that_would_not_work_are_refused_with_their_name() {
         ("csi.volume.sizeKiB=65536,csi.volume.totalMiB=32", "no volume has room"),
         ("updateStrategy.rollingUpdate.maxSurge=1", "maxSurge"),
         ("agent.seLinuxOptions.privileged=true", "privileged"),
+        ("nodeSocket.proofAudience=api", "proofAudience"),
         ("placement.cgroupRoot=kubepods", "cgroupRoot"),
+        ("placement.cgroupRoot=/kubelet/xkubepods", "cgroupRoot"),
+        ("placement.cgroupRoot=/kubelet-kubepods", "cgroupRoot"),
         ("log.level=loud", "level"),
         ("metrics.port=80", "port"),
         ("terminationGracePeriodSeconds=5", "terminationGracePeriodSeconds"),
@@ -199,6 +202,17 @@ fn pods_tokens_travel_as_secrets_where_the_cluster_knows_how() {
     // Whose tokens name no node.
     assert!(template(&["--kube-version", "1.29.14"]).is_err());
     assert!(template(&["--kube-version", "1.30.0"]).is_ok());
+}
+
+#[test]
+fn of_several_releases_in_a_cluster_one_makes_the_driver_object() {
+    let drivers = |value: &str| {
+        let objects = rendered(&["--set", value]);
+        assert_eq!(of_kind(&objects, "DaemonSet").len(), 1);
+        of_kind(&objects, "CSIDriver").len()
+    };
+    assert_eq!(drivers("csi.createDriver=true"), 1);
+    assert_eq!(drivers("csi.createDriver=false"), 0);
 }
 
 #[test]

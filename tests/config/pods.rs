@@ -53,6 +53,16 @@ fn a_directory_is_that_of_the_driver() {
 }
 
 #[test]
+fn keys_from_a_file_come_with_their_issuers() {
+    let csi = "[csi]\nenabled = true\nnode = \"node-1\"\nkeys_file = \"/k.json\"\n";
+    let problems = parse(&format!("{VAULT}{csi}")).err().unwrap_or_default();
+    let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
+    assert_eq!(problem.key, "csi.issuers");
+    assert!(problem.remedy.contains("--service-account-issuer"), "{problem}");
+    assert!(parse(&format!("{VAULT}{csi}issuers = [\"https://cluster\"]\n")).is_ok());
+}
+
+#[test]
 fn the_nodes_socket_names_what_it_lacks() {
     let csi = "[csi]\nenabled = true\nnode = \"node-1\"\nissuers = [\"https://cluster\"]\n";
     let placed = "[placement]\npod_uid = \"8e3a1f0c-6f2b-4c1d-9a7e-0123456789ab\"\n";

@@ -24,7 +24,7 @@ use support::node::{ADDRESS, CLUSTER_DOMAIN, Node, SOON, mounts_under};
 use support::postgres::Postgres;
 use support::process::{Process, eventually};
 use support::vault::Vault;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use administrator::Administrator;
 
@@ -96,10 +96,35 @@ fn the_readmes_lines_install_the_product_give_a_pod_its_secrets_and_say_why_one_
     let [login] = shell(section(&readme, "## On a host"), "### 1. A login for the agent");
     administrator.paste(&login);
 
+    verify_audit_log(&node, &administrator);
+
     // Of a pod that never had its volume nothing stays.
     administrator.paste("kubectl delete -f pod.yaml --grace-period=1");
     let volumes = node.kubelet_root().join(VOLUMES);
     eventually(SOON, "nothing is mounted", || mounts_under(&volumes).is_empty());
+}
+
+/// The agent's container log has both, records and checkpoints, between other messages.
+fn verify_audit_log(node: &Node, administrator: &Administrator) {
+    let pods = "kubectl get pods -n secrets-broker -o 'jsonpath={.items[*].metadata.name}'";
+    let log = node.pod_log_file("secrets-broker", &administrator.paste(pods), "agent");
+    let verify = |log: &Path| {
+        let mut verify = Command::new(env!("CARGO_BIN_EXE_secrets-broker"));
+        verify.args(["audit", "verify", "-o", "json"]).arg(log).arg("--anchor").arg(log);
+        let output = verify.output().expect("run the verification");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let log = log.expect("its log");
+    let (code, report) = verify(&log);
+    assert_eq!(code, Some(0), "{report}");
+    // The same without one of the records.
+    let text = fs::read_to_string(&log).expect("read the log");
+    let is_record = |line: &&str| line.contains(r#""event":"decision""#);
+    let gone = text.lines().find(is_record).expect("a record");
+    let copy = NamedTempFile::new().expect("create a file");
+    fs::write(copy.path(), text.replace(&format!("{gone}\n"), "")).expect("write the copy");
+    let (code, report) = verify(copy.path());
+    assert!(code == Some(1) && report.contains("dropped"), "{code:?} {report}");
 }
 
 /// The shell's blocks of a section, as many as the test knows.

@@ -11,23 +11,36 @@ use std::{fs, thread};
 use serde_json::{Value, json};
 
 use crate::product::{Product, leftovers, pod, product, restrict, root_of, unlinked};
+use crate::support::node::image::program_with_libraries;
 use crate::support::node::pods::plain_log;
-use crate::support::node::{BUSYBOX, SOON};
+use crate::support::node::{ADDRESS, SOON};
+use crate::support::postgres::installed;
 use crate::support::process::eventually;
 use crate::support::shared::node;
 
-/// Reads for some seconds when it is told to end, and then says so.
-const READS_LAST: &str = "
+/// Logs in again and again with what is in its file; when it is told to end it goes on for some
+/// seconds, and then says so.
+const LOGS_IN: &str = r#"
+    field() { echo "$credential" | sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/"; }
+    query() {
+        credential=$(cat /secrets/database.json)
+        PGUSER=$(field username) PGPASSWORD=$(field password) \
+            psql -XAt -c "SELECT 'query as ' || current_user" || echo "failed: $credential"
+    }
     end() {
+        echo ending
         for i in $(seq 30); do
-            cat /secrets/token /secrets/database.json >/dev/null && echo read || echo missing
+            cat /secrets/token >/dev/null || echo "failed: no token"
+            query
             sleep 0.2
         done
         echo finished
         exit 0
     }
     trap end TERM
-    while :; do sleep 1 & wait $!; done";
+    while :; do query; sleep 0.2 & wait $!; done"#;
+/// How often it does so in the end.
+const QUERIES_LAST: usize = 30;
 
 /// The credential as the pod sees it now.
 pub fn credential(file: &Path) -> std::io::Result<(String, String)> {
@@ -64,10 +77,18 @@ fn no_query_fails_through_renewals_and_a_replacement_and_the_pods_end_ends_every
     product.bed.vault.put_kv2("shop/life", json!({ "token": "s3cr3t" }));
     let items = "- secret: secret/shop/life#token\n\
                  - secret: database/creds/life\n  path: database.json\n";
-    let mut app = pod("life", "app", "web", BUSYBOX, json!({ "items": items }));
+    let image = node.image("psql", &program_with_libraries(&installed("psql")));
+    let mut app = pod("life", "app", "web", &image, json!({ "items": items }));
     restrict(&mut app);
     app["spec"]["terminationGracePeriodSeconds"] = json!(60);
-    app["spec"]["containers"][0]["command"] = json!(["sh", "-c", READS_LAST]);
+    app["spec"]["containers"][0]["command"] = json!(["sh", "-c", LOGS_IN]);
+    app["spec"]["containers"][0]["env"] = json!([
+        { "name": "PGHOST", "value": ADDRESS },
+        { "name": "PGPORT", "value": product.bed.postgres.port.to_string() },
+        { "name": "PGDATABASE", "value": "postgres" },
+        { "name": "PGSSLMODE", "value": "disable" },
+        { "name": "PGGSSENCMODE", "value": "disable" },
+    ]);
     let uid = node.apply(&app)["metadata"]["uid"].as_str().expect("a uid").to_owned();
     node.wait_until_ready("life", "app");
     let process = node.container_process("life", "app", "main").expect("its process");
@@ -101,14 +122,15 @@ fn no_query_fails_through_renewals_and_a_replacement_and_the_pods_end_ends_every
     assert!(!database().iter().all(|byte| *byte == 0));
     let token = unlinked(&volume.join("token"));
     assert_eq!(token(), b"s3cr3t");
-    end(&product, process, &file);
+    check_own_queries(&end(&product, process, &file), &users);
     eventually(SOON, "no user is left", || product.users_of("life").is_empty());
     assert_eq!(leftovers(&uid), Vec::<String>::new());
     assert!([token(), database()].concat().iter().all(|byte| *byte == 0), "{:?}", token());
 }
 
-/// Deletes the pod; until its process is gone it reads its files, and the credential works.
-fn end(product: &Product, process: u32, file: &Path) {
+/// Deletes the pod; until its process is gone its files are there, and the credential works. What
+/// the pod said in its life.
+fn end(product: &Product, process: u32, file: &Path) -> String {
     let node = node();
     let log = node.pod_log_file("life", "app", "main").expect("its log");
     let mut log = File::open(log).expect("open the log");
@@ -132,7 +154,18 @@ fn end(product: &Product, process: u32, file: &Path) {
     }
     assert!(last > 2, "{last} queries while the pod ended");
     node.wait("api/v1/namespaces/life/pods/app", SOON, "gone", Value::is_null);
-    let said = said();
-    assert_eq!(said.matches("read\n").count(), 30, "{said}");
-    assert!(said.contains("finished") && !said.contains("missing"), "{said}");
+    said()
+}
+
+/// Each of the pod's own queries worked: as each of these users, and until its end.
+fn check_own_queries(said: &str, users: &BTreeSet<String>) {
+    let (life, last) = said.split_once("ending\n").expect("it was told to end");
+    let asked_as = |said: &str| -> Vec<String> {
+        said.lines().filter_map(|line| line.strip_prefix("query as ")).map(str::to_owned).collect()
+    };
+    assert!(!said.contains("failed") && last.ends_with("finished\n"), "{said}");
+    assert_eq!(asked_as(last).len(), QUERIES_LAST, "{said}");
+    let asked = asked_as(life);
+    assert!(asked.len() > 100, "{said}");
+    assert!(users.is_subset(&BTreeSet::from_iter(asked)), "{users:?}\n{said}");
 }

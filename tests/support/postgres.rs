@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Error, NoTls};
 use super::http::block_on;
 use super::process::{Process, free_port};
 
+pub const LOOPBACK: &str = "127.0.0.1";
 const START: Duration = Duration::from_secs(60);
 
 pub struct Postgres {
@@ -23,7 +24,13 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    /// Where only this machine's own network reaches it.
     pub fn start() -> Postgres {
+        Postgres::start_at(&[LOOPBACK])
+    }
+
+    /// The same at these addresses; one of them is `LOOPBACK`.
+    pub fn start_at(addresses: &[&str]) -> Postgres {
         let dir = TempDir::with_prefix("postgres-").expect("create a directory");
         if let Some((user, group)) = unprivileged() {
             chown(dir.path(), Some(user), Some(group)).expect("hand over the directory");
@@ -37,14 +44,15 @@ impl Postgres {
             .output()
             .expect("run initdb");
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
-        // In clear over loopback: SCRAM's rounds cost an unoptimised client a tenth of a second.
+        // In clear, as nothing leaves the machine: SCRAM's rounds cost an unoptimised client a
+        // tenth of a second.
         let rules = "host all postgres 127.0.0.1/32 trust\n\
-                     host all all 127.0.0.1/32 password\n";
+                     host all all all password\n";
         fs::write(data.join("pg_hba.conf"), rules).expect("write pg_hba.conf");
 
         let port = free_port();
         let mut command = server_command("postgres");
-        command.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &port.to_string()]);
+        command.arg("-D").arg(&data).args(["-h", &addresses.join(","), "-p", &port.to_string()]);
         // Nothing here outlives the machine; an fsync would only slow the tests down.
         for setting in ["unix_socket_directories=", "fsync=off", "max_connections=200"] {
             command.args(["-c", setting]);
@@ -109,7 +117,7 @@ impl Drop for Postgres {
 
 async fn connect(port: u16, user: &str, password: &str) -> Result<Client, Error> {
     let (client, connection) = tokio_postgres::Config::new()
-        .host("127.0.0.1")
+        .host(LOOPBACK)
         .port(port)
         .user(user)
         .password(password)
@@ -155,13 +163,14 @@ fn unprivileged() -> Option<(u32, u32)> {
     entry("postgres").or_else(|| entry("nobody"))
 }
 
-/// Debian keeps the server programs out of PATH, one directory per version.
-fn installed(program: &str) -> PathBuf {
+/// Debian keeps the server programs out of PATH, one directory per version, and has a script there
+/// that looks for the client.
+pub fn installed(program: &str) -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut versions: Vec<PathBuf> = versions.map(|entry| entry.path().join("bin")).collect();
     versions.sort();
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut places = env::split_paths(&path).chain(versions.into_iter().rev());
+    let mut places = versions.into_iter().rev().chain(env::split_paths(&path));
     let found = places.find_map(|dir| Some(dir.join(program)).filter(|file| runnable(file)));
     found.unwrap_or_else(|| panic!("{program} is not installed: run tests/servers/build postgres"))
 }

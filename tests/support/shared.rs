@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, Once};
 
 use super::kubernetes::Kubernetes;
-use super::node::Node;
-use super::postgres::Postgres;
+use super::node::{ADDRESS, Node};
+use super::postgres::{LOOPBACK, Postgres};
 
 pub const NAMESPACE: &str = "secrets-broker";
 pub const AGENT: &str = "secrets-broker";
@@ -20,7 +20,7 @@ static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 static NODE: Mutex<Option<Arc<Node>>> = Mutex::new(None);
 
 pub fn shared() -> Shared {
-    shared_around(Kubernetes::start)
+    shared_around(Kubernetes::start, &[LOOPBACK])
 }
 
 /// The node of this test binary.
@@ -33,20 +33,23 @@ pub fn node() -> Arc<Node> {
     .clone()
 }
 
-/// The shared servers, with the node's Kubernetes as theirs.
+/// The shared servers, with the node's Kubernetes as theirs and a PostgreSQL that its pods reach.
 pub fn shared_beside(node: &Node) -> Shared {
-    shared_around(|| Arc::clone(&node.kubernetes))
+    shared_around(|| Arc::clone(&node.kubernetes), &[LOOPBACK, ADDRESS])
 }
 
-fn shared_around<K: Into<Arc<Kubernetes>>>(kubernetes: impl FnOnce() -> K) -> Shared {
+fn shared_around<K: Into<Arc<Kubernetes>>>(
+    kubernetes: impl FnOnce() -> K,
+    postgres: &[&str],
+) -> Shared {
     let mut shared = SHARED.lock().expect("the shared servers started in an earlier test");
-    shared.get_or_insert_with(|| start(kubernetes)).clone()
+    shared.get_or_insert_with(|| start(kubernetes, postgres)).clone()
 }
 
-fn start<K: Into<Arc<Kubernetes>>>(kubernetes: impl FnOnce() -> K) -> Shared {
+fn start<K: Into<Arc<Kubernetes>>>(kubernetes: impl FnOnce() -> K, postgres: &[&str]) -> Shared {
     end_at_exit();
     std::thread::scope(|scope| {
-        let postgres = scope.spawn(Postgres::start);
+        let postgres = scope.spawn(|| Postgres::start_at(postgres));
         let kubernetes = kubernetes().into();
         kubernetes.create_namespace(NAMESPACE);
         kubernetes.create_service_account(NAMESPACE, AGENT);

@@ -81,7 +81,7 @@ impl Anchors {
 
     fn take(&mut self, line: &str) {
         // Other messages of a log quote what strangers wrote, and that may look like a checkpoint.
-        let checkpoint = if line.starts_with('{') { from_json(line) } else { from_text(line) };
+        let checkpoint = json_in(line).map_or_else(|| from_text(line), from_json);
         let hash = checkpoint.as_ref().and_then(|c| LineHash::from_hex(c.hash.as_bytes()));
         let (Some(checkpoint), Some(hash)) = (checkpoint, hash) else {
             self.others += u64::from(!line.trim().is_empty());
@@ -134,6 +134,14 @@ impl Anchored {
     pub(super) fn last_seq(&self) -> u64 {
         self.hashes.last().map_or(0, |(seq, _)| *seq)
     }
+}
+
+/// The object that a line is, after whatever a collector puts before it; `None` for a line of text,
+/// whose level stands before anything it quotes.
+fn json_in(line: &str) -> Option<&str> {
+    let (prefix, _) = line.split_once('{')?;
+    let is_text = prefix.split_whitespace().any(|word| LEVELS.contains(&word));
+    (!is_text).then_some(&line[prefix.len()..])
 }
 
 /// `{"time":"2027-01-15T08:00:00.000000Z","instance":"ab","seq":7,"hash":"…","rotation":true}`, or
@@ -217,13 +225,16 @@ mod tests {
         let forged = format!("2027-01-15T08:00:09.000000Z  INFO {MESSAGE} {fields}");
         let time = "2027-01-15T08:00:01.000000Z";
         let mut anchors = Anchors::default();
-        let (quoted, json) = (format!("{forged:?}"), format!(r#""seq":9,"hash":"{hash}""#));
+        let (quoted, own) = (format!("{forged:?}"), r#""instance":"a","#);
+        let json = format!(r#""seq":9,"hash":"{hash}""#);
         let lines = [
             format!("{time}  WARN a call is refused message={quoted}"),
             format!("{time}  WARN {forged}"),
             format!("{time}  INFO {forged}"),
             format!("{time}  INFO {MESSAGE} {fields} more"),
             format!("{time}  INFO {MESSAGE} of {fields}"),
+            format!(r#"{time}  WARN refused {{"level":"INFO","message":"{MESSAGE}",{own}{json}}}"#),
+            format!(r#"{time} stderr F {{"level":"WARN","message":"{MESSAGE} of",{own}{json}}}"#),
             format!(r#"{{"timestamp":"{time}","level":"WARN","message":{quoted}}}"#),
             format!(r#"{{"level":"WARN","message":"refused","instance":"a",{json}}}"#),
             format!(r#"{{"level":"INFO","instance":"a",{json}}}"#),
@@ -234,8 +245,23 @@ mod tests {
         }
         assert!(anchors.by_instance.is_empty(), "{anchors:?}");
         assert_eq!(anchors.others, lines.len() as u64);
-        // A collector's prefix is nobody's checkpoint, and does not hide one.
-        anchors.take(&format!("{time} stderr F {forged}"));
-        assert_eq!(anchors.of("a").map(Anchored::last_seq), Some(9));
+    }
+
+    #[test]
+    fn a_collectors_prefix_hides_no_checkpoint() {
+        let hash = LineHash::genesis("a");
+        let prefix = "2027-01-15T08:00:01.000000001Z stderr F";
+        let time = "2027-01-15T08:00:01.000000Z";
+        let text = format!("{time}  INFO {MESSAGE} instance=a seq=9 hash={hash} rotation=false");
+        let said = format!(r#""message":"{MESSAGE}","instance":"b","seq":9,"hash":"{hash}""#);
+        let json = format!(r#"{{"timestamp":"{time}","level":"INFO",{said},"rotation":false}}"#);
+        let mut anchors = Anchors::default();
+        for line in [text, json] {
+            anchors.take(&format!("{prefix} {line}"));
+        }
+        for instance in ["a", "b"] {
+            let anchored = anchors.of(instance).unwrap();
+            assert_eq!((anchored.last_seq(), anchored.until.as_str()), (9, time));
+        }
     }
 }

@@ -9,6 +9,9 @@ use crate::audit::chain::LineHash;
 
 /// Runs and bad pieces that are kept. A log that is cut into more is judged by these.
 const KEPT_MAX: usize = 100_000;
+/// Lines that are no records and are kept all the same: one may stand in the place of a record. A
+/// container's log has the agent's own messages between them, any number of them.
+const FOREIGN_KEPT_MAX: u64 = 100_000;
 
 /// Where a piece stands; compares by position within a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,13 +114,17 @@ impl Evidence {
     }
 
     fn bad(&mut self, bad: Bad, place: Place) {
-        let foreign = bad.class == Class::Foreign;
-        self.foreign += u64::from(foreign);
-        if self.is_full() {
-            self.overflowed |= !foreign;
+        if bad.class == Class::Foreign {
+            self.foreign += 1;
+            if self.foreign > FOREIGN_KEPT_MAX {
+                return;
+            }
+        } else if self.is_full() {
+            self.overflowed = true;
             return;
+        } else {
+            self.kept += 1;
         }
-        self.kept += 1;
         self.bad.push((place, bad));
     }
 

@@ -10,6 +10,8 @@ use crate::audit::chain::{self, LineHash};
 /// How each record begins. Quotes within a value are escaped, so these bytes stand nowhere else:
 /// where they appear within a line, another line before them was cut off.
 const BEGIN: &[u8] = br#"{"time":""#;
+/// How each line of the agent's own log begins where that is JSON. A container's log holds both.
+const LOG_BEGIN: &[u8] = br#"{"timestamp":""#;
 /// Longest line that is taken in whole; ours are far shorter.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
@@ -60,6 +62,15 @@ struct Fields<'a> {
     prev: &'a str,
     #[serde(default)]
     lost: u64,
+}
+
+/// A line of the agent's own log. Checkpoints name an instance there, and are no records of it.
+#[derive(Deserialize)]
+struct LogLine {
+    #[serde(rename = "level")]
+    _level: IgnoredAny,
+    /// Only records have it.
+    prev: Option<IgnoredAny>,
 }
 
 /// Calls `each` with every piece and the number of its line. Memory is bounded by the longest line
@@ -125,15 +136,16 @@ fn parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What a part of a line is; `None` for nothing but white space.
+/// What a part of a line is; `None` for nothing but white space, and for the agent's own log.
 fn piece(part: &[u8], whole: bool) -> Option<Piece<'_>> {
     if part.iter().all(u8::is_ascii_whitespace) {
         return None;
     }
-    Some(match record(part) {
-        Some(record) => Piece::Record(record),
-        None => Piece::Bad(bad(part, whole)),
-    })
+    match record(part) {
+        Some(record) => Some(Piece::Record(record)),
+        None if is_of_the_log(part) => None,
+        None => Some(Piece::Bad(bad(part, whole))),
+    }
 }
 
 fn record(bytes: &[u8]) -> Option<Record<'_>> {
@@ -161,6 +173,13 @@ fn bad(bytes: &[u8], whole: bool) -> Bad {
         Class::Foreign
     };
     Bad { class, instance, seq }
+}
+
+/// Whether it is one of the agent's other lines, after whatever a collector puts before each.
+fn is_of_the_log(bytes: &[u8]) -> bool {
+    let at = bytes.windows(LOG_BEGIN.len()).position(|window| window == LOG_BEGIN);
+    let line = at.and_then(|at| serde_json::from_slice::<LogLine>(&bytes[at..]).ok());
+    line.is_some_and(|line| line.prev.is_none())
 }
 
 /// Whether more bytes could make a record of it.
@@ -225,6 +244,26 @@ mod tests {
         assert_eq!(pieces(&joined), [(1, "Altered Some(7)".into()), (1, "record 7".into())]);
         let noise = [b"\n \n2027 stdout F ".as_slice(), &line[..], b"\nhello"].concat();
         assert_eq!(pieces(&noise), [(3, "record 7".into()), (4, "Foreign None".into())]);
+    }
+
+    #[test]
+    fn what_the_agents_log_says_of_an_instance_beside_the_records_is_none() {
+        let hash = LineHash::genesis("ab");
+        let said =
+            format!(r#""message":"audit checkpoint","instance":"ab","seq":7,"hash":"{hash}""#);
+        let log = format!(r#"2027 stderr F {{"timestamp":"2027","level":"INFO",{said}}}"#);
+        assert_eq!(pieces(log.as_bytes()), []);
+        for altered in [
+            log.replace(r#""timestamp""#, r#""time""#),
+            log.replace(r#""level":"INFO","#, ""),
+            log.replace(r#""level""#, r#""prev":"","level""#),
+        ] {
+            assert_eq!(
+                pieces(altered.as_bytes()).last().unwrap().1,
+                "Altered Some(7)",
+                "{altered}"
+            );
+        }
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) struct Retiring {
 }
 
 /// What is going on for an entry; at most one thing at a time.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Activity {
     Idle,
     /// Waits for a session.
@@ -78,8 +78,8 @@ pub(super) enum Activity {
     /// Waits for its turn and for budget.
     InLine(Place),
     Fetching(EffectId),
-    /// Fetched; the record of its lease is being written.
-    Recording(Held),
+    /// Fetched; the record of its lease is being written. Apart: every entry would be larger by it.
+    Recording(Box<Held>),
     /// A renewal waits for budget.
     RenewQueued,
     Renewing(EffectId),

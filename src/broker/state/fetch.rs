@@ -92,7 +92,7 @@ impl State {
             return;
         }
         if held.lease.is_some() {
-            entry.activity = Activity::Recording(held);
+            entry.activity = Activity::Recording(Box::new(held));
             self.persist(
                 Pending::PersistLease(entry.id),
                 Record::LeaseGranted { value: held.value, expires_at: held.dead_at },
@@ -134,7 +134,8 @@ impl State {
     }
 
     pub(super) fn lease_recorded(&mut self, entry: &mut Entry) {
-        if let Activity::Recording(held) = entry.activity {
+        if let Activity::Recording(held) = &entry.activity {
+            let held = **held;
             entry.activity = Activity::Idle;
             self.install(entry, held);
         }

@@ -18,6 +18,10 @@ pub(super) const ATTRIBUTES_BYTES_MAX: usize = 128 * 1024;
 const ITEMS_BYTES_MAX: usize = 64 * 1024;
 /// Items of one volume.
 const ITEMS_MAX: usize = 128;
+/// Names in the `keys` of all of them: each may be a secret of its own, followed for itself.
+const KEYS_MAX: usize = 256;
+/// Twice what that takes as YAML. Aliases count as often as they are used.
+const NODES_MAX: usize = 4096;
 /// The names a tenant may use.
 const KNOWN: [&str; 9] =
     ["deliver", "secret", "path", "format", "items", "owner", "group", "mode", "role"];
@@ -114,8 +118,8 @@ impl Attributes {
             parsed
         };
         let id = "is not a number; write the numeric id, for example \"1000\"";
-        let owner = number("owner", |text| text.parse().ok(), id);
-        let group = number("group", |text| text.parse().ok(), id);
+        let owner = number("owner", account_id, id);
+        let group = number("group", account_id, id);
         let mode = number("mode", mode, MODE_REMEDY);
         let role = own.get("role").and_then(|text| match text.parse() {
             Ok(role) => Some(role),
@@ -163,6 +167,11 @@ impl Attributes {
 }
 
 const MODE_REMEDY: &str = "is not a file mode; write it in octal and in quotes, such as \"0440\"";
+
+/// The number of a user or group. The largest one is none: to `chown` it means "leave as it is".
+pub(super) fn account_id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
 
 fn mode(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
@@ -242,11 +251,17 @@ fn from_yaml(text: &str) -> Result<Vec<WrittenItem>, String> {
     if text.len() > ITEMS_BYTES_MAX {
         return Err(format!("items: longer than {ITEMS_BYTES_MAX} bytes; use fewer items"));
     }
-    let items: Vec<WrittenItem> = serde_saphyr::from_str(text).map_err(|error| {
-        let first = error.to_string().lines().next().unwrap_or_default().to_owned();
-        format!("items: not a YAML list of items: {first}")
-    })?;
+    let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_nodes: NODES_MAX } };
+    let items: Vec<WrittenItem> =
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+            format!("items: not a YAML list of items: {first}")
+        })?;
+    let keys: usize = items.iter().flat_map(|item| &item.keys).map(BTreeMap::len).sum();
     match items.len() {
+        _ if keys > KEYS_MAX => {
+            Err(format!("items: {keys} keys, at most {KEYS_MAX}; use another volume for some"))
+        }
         0 => Err("items: the list is empty; add - secret: \"secret/shop/web\"".to_owned()),
         count if count > ITEMS_MAX => Err(format!("items: {count}, at most {ITEMS_MAX}")),
         _ => Ok(items),
@@ -333,12 +348,39 @@ mod tests {
         let bomb = "a: &a [x,x]\nb: &b [*a,*a]\n";
         let many = "- secret: kv/a\n".repeat(ITEMS_MAX + 1);
         let long = "x".repeat(ITEMS_BYTES_MAX + 1);
-        for items in ["", "[]", "secret: kv/a", "- secret: kv/a\n  vault: x", bomb, &many, &long] {
+        let aliases = format!("- {{path: a.env, keys: &k {{{}}}}}\n", keys(200));
+        let aliases = aliases + &"- {path: b.env, keys: *k}\n".repeat(20);
+        let forms = ["", "[]", "secret: kv/a", "- secret: kv/a\n  vault: x", bomb, &many, &long];
+        for items in [&forms[..], &[&aliases]].concat() {
             assert!(parse(&[("items", items)]).is_err(), "{}", &items[..items.len().min(40)]);
         }
         assert!(parse(&[]).is_err());
+        assert!(parse(&[("secret", "kv/a"), ("owner", "4294967295")]).is_err());
         assert!(parse(&[("items", "- secret: kv/a#k"), ("secret", "kv/a#k")]).is_err());
         let twice = "- secret: kv/a#k\n- secret: kv/b#k\n";
         assert!(parse(&[("items", twice)]).unwrap_err()[0].contains("both write 'k'"));
+    }
+
+    /// So many secrets as a flow mapping's content.
+    fn keys(count: usize) -> String {
+        (0..count).map(|n| format!("k{n}: 'kv/{n}#k'")).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn the_keys_of_all_items_are_as_many_as_one_volume_may_follow() {
+        let two = |more: usize| {
+            let item =
+                |path: &str, count| format!("- {{path: {path}, keys: {{{}}}}}\n", keys(count));
+            item("a.env", KEYS_MAX / 2) + &item("b.env", KEYS_MAX / 2 + more)
+        };
+        assert!(parse(&[("items", &two(0))]).is_ok());
+        let problems = parse(&[("items", &two(1))]).unwrap_err();
+        assert!(problems[0].contains("257 keys, at most 256"), "{problems:?}");
+        // As large as it may be in every way.
+        let whole = "- {path: PATH.json, secret: kv/a, format: json, mode: '0400'}\n";
+        let all = (1..ITEMS_MAX).map(|n| whole.replace("PATH", &n.to_string()));
+        let all: Vec<_> = all.collect();
+        let item = format!("- {{path: a.env, keys: {{{}}}}}\n", keys(KEYS_MAX));
+        assert!(parse(&[("items", &(all.concat() + &item))]).is_ok());
     }
 }

@@ -7,7 +7,7 @@ use crate::domain::Token;
 use crate::identity::token::{PodInfo, token_for_audience};
 use crate::mounter::{KubeletRoot, Target};
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, account_id};
 use super::proto::csi::NodePublishVolumeRequest;
 use super::proto::csi::volume_capability::AccessType;
 
@@ -108,7 +108,7 @@ fn capability(request: &NodePublishVolumeRequest, problems: &mut Vec<String>) ->
     if group.is_empty() {
         return None;
     }
-    let parsed = group.parse().ok();
+    let parsed = account_id(group);
     if parsed.is_none() {
         problems.push("volume_mount_group is not a number".to_owned());
     }

@@ -118,6 +118,14 @@ impl Door {
         })
     }
 
+    /// Whose budget everybody takes from who is let in, where that is one caller's only.
+    pub(super) fn owner(&self) -> Option<Payer> {
+        match self {
+            Self::Pod(PodDoor { pod, .. }) => Some(Payer::Pod(pod.uid.clone())),
+            Self::Operator | Self::Host | Self::Node(_) => None,
+        }
+    }
+
     /// Its kind, as policy, the audit log and metrics know it.
     pub(super) fn listener(&self) -> Listener {
         match self {

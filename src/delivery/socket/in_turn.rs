@@ -8,8 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
+use super::let_in::LetIn;
 use super::refused::Refused;
-use super::transport::{LetIn, Transport};
+use super::transport::Transport;
 use crate::clock::BootInstant;
 use crate::sys;
 
@@ -47,7 +48,7 @@ impl InTurn {
         tokio::task::yield_now().await;
         // A panic ends this connection, as it does elsewhere. What is changed meanwhile is counters
         // and what is behind locks.
-        let look = AssertUnwindSafe(|| transport.let_in(stream));
+        let look = AssertUnwindSafe(|| transport.let_in(stream, None));
         let Ok(found) = panic::catch_unwind(look) else {
             transport.log_panic("while it was looked at");
             return None;

@@ -8,10 +8,11 @@ use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
+use super::let_in::{Caller, Placed};
 use super::node_door::{Introduced, NodeDoor, NotIntroduced};
 use super::request::Refusal;
 use super::routes::{Answering, Connection};
-use super::transport::{Answer, Caller, Placed};
+use super::transport::Answer;
 use super::{Server, answer};
 use crate::audit::AuditEvent;
 use crate::clock::BootInstant;

@@ -6,6 +6,7 @@
 //! | [`door`] | which kind of socket it is, and whom that lets in |
 //! | [`node_door`], [`introduction`] | who a caller in any pod is, by its first request |
 //! | [`transport`], [`admission`], [`activity`] | connections, their places and budgets, patience |
+//! | [`let_in`] | who has a connection, with its place |
 //! | [`stream`], [`refused`], [`in_turn`] | their bytes; who may not stay; whose turn it is |
 //! | [`caps`] | what each caller and each request may have |
 //! | [`request`] | pure: method, path, query, headers → route or refusal |
@@ -48,6 +49,7 @@ mod gate;
 mod in_turn;
 mod introduction;
 mod leases;
+pub mod let_in;
 mod local;
 mod memos;
 pub mod metrics;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::delivery::testing::{Rig, get, listed, pod};
@@ -11,13 +12,19 @@ use crate::domain::ConsumerId;
 /// Everything behind a pod's socket, and the socket.
 fn start() -> (Rig, PathBuf) {
     let mut rig = Rig::start();
-    let path = rig.dir.path().join("broker.sock");
+    let path = serve(&mut rig, "web");
+    (rig, path)
+}
+
+/// The socket of one of the pod's volumes.
+fn serve(rig: &mut Rig, volume: &str) -> PathBuf {
+    let path = rig.dir.path().join(format!("{volume}.sock"));
     let place = Place { path: path.clone(), mode: 0o600, gid: None, private: false };
     let socket = BoundSocket::bind(&place).unwrap();
-    let door = PodDoor { pod: Arc::new(pod()), volume: "web".parse().unwrap(), role: None };
+    let door = PodDoor { pod: Arc::new(pod()), volume: volume.parse().unwrap(), role: None };
     let (server, stop) = (rig.server.clone(), rig.stop.clone());
     rig.tasks.spawn(async move { server.run(Door::Pod(door), socket, &stop).await });
-    (rig, path)
+    path
 }
 
 fn error(body: &Value) -> &str {
@@ -76,4 +83,32 @@ async fn a_leaving_pod_reads_what_it_has_and_gets_no_new_credential() {
     rig.files.broker.consumer_gone(ConsumerId::volume(&"web".parse().unwrap())).await;
     let (status, _) = get(socket.clone(), "database/creds/shop").await;
     assert_eq!(status, 403);
+}
+
+/// Whoever it is that connects: other pods have their places meanwhile.
+#[tokio::test]
+async fn all_sockets_of_a_pod_together_take_no_more_places_than_it_may_have() {
+    const SOCKETS: usize = 6;
+    let mut rig = Rig::start();
+    let paths: Vec<_> = (0..SOCKETS).map(|n| serve(&mut rig, &format!("v{n}"))).collect();
+    let most = Limits::default().connections_per_user;
+    let connect = |path: &PathBuf| std::os::unix::net::UnixStream::connect(path).unwrap();
+    let _all: Vec<_> = paths.iter().flat_map(|path| (0..most).map(|_| connect(path))).collect();
+    let metrics = rig.server.deps.metrics.clone();
+    let used = || {
+        let limits = metrics.limits();
+        limits.iter().find(|limit| limit.name == "pod_connections").unwrap().used.unwrap()
+    };
+    let mut seen = Vec::new();
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+        seen.push(used());
+    }
+    assert_eq!(seen.iter().max(), Some(&(most as u64)));
+    let again = connect(&paths[SOCKETS - 1]);
+    again.set_nonblocking(true).unwrap();
+    let mut again = tokio::net::UnixStream::from_std(again).unwrap();
+    let mut told = String::new();
+    again.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 429 "), "{told}");
 }

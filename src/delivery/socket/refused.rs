@@ -11,6 +11,9 @@ use tokio::net::UnixStream;
 /// How long a refused client may take to read why.
 const READ_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// What the metric calls callers without an identity.
+pub(super) const NOBODY: &str = "identity";
+
 /// Why a connection is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -28,7 +31,7 @@ impl Refused {
     /// In the metric.
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::Nobody(_) => "identity",
+            Self::Nobody(_) => NOBODY,
             Self::TooManyOfCaller => "connections_per_user",
             Self::TooOften => "requests_per_second_per_user",
             Self::TooMany => "connections",

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::callers::{Callers, SharedMemos};
 use super::introduction::Introduction;
+use super::let_in::{Caller, LetIn};
 use super::request::{self, Refusal, Route};
-use super::transport::{Answer, Caller, LetIn};
+use super::transport::Answer;
 use super::{Caps, Decisions, Deps, Server, answer, local};
 use crate::clock::BootInstant;
 

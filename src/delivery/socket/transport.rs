@@ -27,12 +27,10 @@ use super::caps::Caps;
 use super::door::{Door, Found, Nobody};
 use super::gate::Gated;
 use super::in_turn::InTurn;
-use super::node_door::NodeDoor;
-use super::refused::{Refused, drain};
+use super::let_in::{Caller, LetIn, Placed};
+use super::refused::{self, Refused, drain};
 use super::stream::{Stream, Waiting};
 use crate::clock::BootInstant;
-use crate::domain::PodUid;
-use crate::identity::Identity;
 use crate::identity::peer::Peer;
 use crate::identity::self_test::NodeProof;
 use crate::telemetry::{Chain, Metrics};
@@ -56,43 +54,6 @@ enum Notice {
 /// What every reply of this server is.
 pub type Answer = Response<Full<Bytes>>;
 
-/// A caller whose connection was let in; it keeps the caller's place until it is dropped.
-pub struct Caller {
-    /// Who it is.
-    pub identity: Identity,
-    /// The process, for liveness.
-    pub peer: Arc<Peer>,
-    /// Its place and budget.
-    pub admitted: Arc<Admitted>,
-}
-
-/// A caller of which the kernel said which pod it is in, and nobody yet which pod that is.
-pub struct Placed {
-    /// The pod's uid.
-    pub pod: PodUid,
-    /// The process, for liveness.
-    pub peer: Arc<Peer>,
-    /// Its place and budget.
-    pub admitted: Arc<Admitted>,
-}
-
-/// Whoever may stay.
-pub enum LetIn {
-    /// A caller that is known.
-    Named(Caller),
-    /// A caller that its requests have to name, to this door.
-    Placed(Placed, Arc<NodeDoor>),
-}
-
-impl LetIn {
-    fn peer(&self) -> &Arc<Peer> {
-        match self {
-            Self::Named(caller) => &caller.peer,
-            Self::Placed(placed, _) => &placed.peer,
-        }
-    }
-}
-
 /// One socket's server.
 pub struct Transport {
     door: Door,
@@ -113,8 +74,10 @@ impl Transport {
         caps: Arc<Caps>,
         metrics: Metrics,
     ) -> Self {
-        let labels = [("socket", door.listener().as_str())];
-        let open = metrics.connections.get_or_create(&labels).clone();
+        let label = ("socket", door.listener().as_str());
+        let open = metrics.connections.get_or_create(&[label]).clone();
+        // From the start, because the first refusal must be an increase.
+        drop(metrics.refused.get_or_create(&[label, ("reason", refused::NOBODY)]));
         Self { door, proof, admission, caps, metrics, open }
     }
 
@@ -148,11 +111,11 @@ impl Transport {
                     continue;
                 }
             };
-            if shared.0.is_flooded(connections.len()) {
-                shared.0.refuse_unseen(stream.as_fd(), &Refused::TooManyOfCaller);
+            let Ok(owner) = shared.0.admit_owner() else {
+                shared.0.refuse(stream.as_fd(), &Refused::TooManyOfCaller);
                 tokio::time::sleep(FLOOD_PAUSE).await;
                 continue;
-            }
+            };
             let Some(slot) = shared.0.admission.connection() else {
                 shared.0.refuse(stream.as_fd(), &Refused::TooMany);
                 continue;
@@ -167,7 +130,7 @@ impl Transport {
             let (shared, stop) = (shared.clone(), stop.clone());
             connections.spawn(async move {
                 let (transport, make) = &*shared;
-                let found = found.unwrap_or_else(|| transport.let_in(stream.as_fd()));
+                let found = found.unwrap_or_else(|| transport.let_in(stream.as_fd(), owner));
                 // Boxed: a task's future is copied whenever the task begins or ends.
                 Box::pin(transport.connection(stream, slot, found, make, stop)).await;
             });
@@ -179,10 +142,11 @@ impl Transport {
         }
     }
 
-    /// Whether a socket that is one caller's has all the connections that this caller may have. Who
-    /// connects then is not looked at, and what still comes waits: it is the caller's own.
-    fn is_flooded(&self, open: usize) -> bool {
-        matches!(self.door, Door::Pod(_)) && open >= self.caps.limits.connections_per_user
+    /// A place of the caller whose socket this is, if it is one's, before anybody is looked at: all
+    /// sockets of a pod together take no more than it may have. What comes then waits.
+    fn admit_owner(&self) -> Result<Option<Admitted>, Refused> {
+        let admit = |owner| self.admission.admit(owner, BootInstant::now());
+        self.door.owner().map(|owner| admit(owner).ok_or(Refused::TooManyOfCaller)).transpose()
     }
 
     async fn connection<S, F>(
@@ -215,7 +179,12 @@ impl Transport {
     }
 
     /// Callers without an identity here touch no user's budget: they have one with their cgroup.
-    pub(super) fn let_in(&self, stream: BorrowedFd<'_>) -> Result<LetIn, Refused> {
+    /// `owner` is a place for the socket's own.
+    pub(super) fn let_in(
+        &self,
+        stream: BorrowedFd<'_>,
+        owner: Option<Admitted>,
+    ) -> Result<LetIn, Refused> {
         let now = BootInstant::now();
         let (found, peer) = match self.door.find(stream, &self.proof) {
             Ok(found) => found,
@@ -224,7 +193,8 @@ impl Transport {
                 return Err(Refused::Nobody(Chain(&why).to_string()));
             }
         };
-        let admitted = self.admission.admit(found.payer(), now).ok_or(Refused::TooManyOfCaller)?;
+        let admitted = owner.or_else(|| self.admission.admit(found.payer(), now));
+        let admitted = admitted.ok_or(Refused::TooManyOfCaller)?;
         // One door is everybody's: who connects for nothing pays for it all the same.
         if let Found::Pod(..) = found {
             self.charge_look(admitted.budget(), now)?;

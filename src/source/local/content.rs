@@ -49,7 +49,7 @@ impl Content {
         key: &Key,
     ) -> Result<Option<Self>, EncryptionError> {
         let mut changed = self.mounts != file.mounts || self.roles != file.roles;
-        let mut secrets = BTreeMap::new();
+        let mut secrets = Vec::with_capacity(file.secrets.len());
         for (path, json) in file.secrets {
             let before = self.secrets.get(&path);
             let same = match before {
@@ -66,8 +66,10 @@ impl Content {
                     Stored { json, version: reached + 1, created_at: written_at }
                 }
             };
-            secrets.insert(path, stored);
+            secrets.push((path, stored));
         }
+        // All at once: one after the other, and in order, they would leave each node half empty.
+        let secrets = BTreeMap::from_iter(secrets);
         let mut gone = self.gone.clone();
         for (path, stored) in &self.secrets {
             if !secrets.contains_key(path) {

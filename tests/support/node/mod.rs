@@ -6,8 +6,8 @@
 //!
 //! - the node is `node-1` at `ADDRESS`; the API server answers there, and at `SERVICE_ADDRESS` for
 //!   pods, as in any cluster;
-//! - pods on the pod network reach the node and each other; what listens on 127.0.0.1 (Vault,
-//!   PostgreSQL) is reached with `hostNetwork: true`;
+//! - pods on the pod network reach the node (with PostgreSQL at its address) and each other; what
+//!   listens on 127.0.0.1 only, as Vault does, is reached with `hostNetwork: true`;
 //! - images come from `Node::image` and `Node::image_as` only; nothing can be pulled;
 //! - pods on the pod network ask the node's address for names, where nobody answers by itself;
 //! - a namespace's pods can be created as soon as `Node::create_namespace` returns.
