@@ -21,7 +21,7 @@ use crate::support::shared::node;
 /// Logs in again and again with what is in its file; when it is told to end it goes on for some
 /// seconds, and then says so.
 const LOGS_IN: &str = r#"
-    field() { echo "$credential" | sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/"; }
+    field() { echo "$credential" | sed -n "s/^ *\"$1\": \"\([^\"]*\)\".*/\1/p"; }
     query() {
         credential=$(cat /secrets/database.json)
         PGUSER=$(field username) PGPASSWORD=$(field password) \
