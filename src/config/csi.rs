@@ -51,9 +51,13 @@ pub(super) fn read(
     let retire_grace = section.duration("retire_grace", Duration::from_secs(30));
     let mounter = mounter(&section);
     let verification = verification(&section, &state_dir);
-    let issuers = section
-        .get("issuers")
-        .map_or_else(Vec::new, |field| field.elements().iter().filter_map(non_empty).collect());
+    let issuers = section.get("issuers").map_or_else(Vec::new, |field| {
+        let elements = field.elements();
+        if elements.is_empty() {
+            field.problem("names no issuer", "name one, or leave issuers out");
+        }
+        elements.iter().filter_map(non_empty).collect()
+    });
     let algorithms = algorithms(&section);
     section.finish();
     if !enabled {

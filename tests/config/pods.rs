@@ -59,7 +59,10 @@ fn keys_from_a_file_come_with_their_issuers() {
     let [problem] = problems.as_slice() else { panic!("{problems:#?}") };
     assert_eq!(problem.key, "csi.issuers");
     assert!(problem.remedy.contains("--service-account-issuer"), "{problem}");
-    assert!(parse(&format!("{VAULT}{csi}issuers = [\"https://cluster\"]\n")).is_ok());
+    let with = |issuers: &str| parse(&format!("{VAULT}{csi}issuers = {issuers}\n"));
+    assert!(with("[\"https://cluster\"]").is_ok());
+    let problems = with("[]").err().unwrap_or_default();
+    assert!(problems.len() == 1 && problems[0].message == "names no issuer", "{problems:#?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::audit::chain::LineHash;
 /// Checkpoints taken in; what an agent keeps is some thousands.
 const CHECKPOINTS_MAX: usize = 1 << 20;
 /// What the agent's log says with a checkpoint.
-const MESSAGE: &str = "audit checkpoint";
+pub(super) const CHECKPOINT: &str = "audit checkpoint";
 /// Words that stand once at the start of each line of a log of text, before anything that somebody
 /// else has a say in.
 const LEVELS: [&str; 5] = ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"];
@@ -139,7 +139,7 @@ impl Anchored {
 /// The object that a line is, after whatever a collector puts before it; `None` for a line of text,
 /// whose level stands before anything it quotes.
 fn json_in(line: &str) -> Option<&str> {
-    let (prefix, _) = line.split_once('{')?;
+    let (prefix, _) = line.split_once("{\"")?;
     let is_text = prefix.split_whitespace().any(|word| LEVELS.contains(&word));
     (!is_text).then_some(&line[prefix.len()..])
 }
@@ -149,7 +149,7 @@ fn json_in(line: &str) -> Option<&str> {
 fn from_json(line: &str) -> Option<Checkpoint<'_>> {
     let checkpoint: Checkpoint<'_> = serde_json::from_str(line).ok()?;
     let of_a_log = checkpoint.level.is_some() || checkpoint.message.is_some();
-    let fits = checkpoint.prev.is_none() && (!of_a_log || checkpoint.message == Some(MESSAGE));
+    let fits = checkpoint.prev.is_none() && (!of_a_log || checkpoint.message == Some(CHECKPOINT));
     fits.then_some(checkpoint)
 }
 
@@ -161,7 +161,7 @@ fn from_text(line: &str) -> Option<Checkpoint<'_>> {
     let words = || line.split_whitespace();
     let time = words().take_while(|word| !is_level(word)).filter(is_time).last();
     let mut rest = words().skip_while(|word| !is_level(word));
-    let mut said = ["INFO"].into_iter().chain(MESSAGE.split(' '));
+    let mut said = ["INFO"].into_iter().chain(CHECKPOINT.split(' '));
     if !said.all(|word| rest.next() == Some(word)) {
         return None;
     }
@@ -195,10 +195,10 @@ mod tests {
         for line in [
             format!(r#"{{"time":"{}",{json}1,"hash":"{hash}"}}"#, at(1)),
             format!(
-                r#"{{"timestamp":"{}",{level}"message":"{MESSAGE}",{json}2,"hash":"{hash}"}}"#,
+                r#"{{"timestamp":"{}",{level}"message":"{CHECKPOINT}",{json}2,"hash":"{hash}"}}"#,
                 at(2)
             ),
-            format!("{}  INFO {MESSAGE} instance=a seq=3 hash={hash} rotation=true", at(3)),
+            format!("{}  INFO {CHECKPOINT} instance=a seq=3 hash={hash} rotation=true", at(3)),
             format!("{}  INFO something else", at(0)),
             format!(r#"{{"time":"{}",{json}4,"ha"#, at(0)),
             format!(r#"{{"time":"{}",{json}5,"prev":"{hash}","hash":"{hash}"}}"#, at(0)),
@@ -222,7 +222,7 @@ mod tests {
     fn what_a_message_quotes_is_no_checkpoint() {
         let hash = LineHash::genesis("a");
         let fields = format!("instance=a seq=9 hash={hash} rotation=true");
-        let forged = format!("2027-01-15T08:00:09.000000Z  INFO {MESSAGE} {fields}");
+        let forged = format!("2027-01-15T08:00:09.000000Z  INFO {CHECKPOINT} {fields}");
         let time = "2027-01-15T08:00:01.000000Z";
         let mut anchors = Anchors::default();
         let (quoted, own) = (format!("{forged:?}"), r#""instance":"a","#);
@@ -231,10 +231,14 @@ mod tests {
             format!("{time}  WARN a call is refused message={quoted}"),
             format!("{time}  WARN {forged}"),
             format!("{time}  INFO {forged}"),
-            format!("{time}  INFO {MESSAGE} {fields} more"),
-            format!("{time}  INFO {MESSAGE} of {fields}"),
-            format!(r#"{time}  WARN refused {{"level":"INFO","message":"{MESSAGE}",{own}{json}}}"#),
-            format!(r#"{time} stderr F {{"level":"WARN","message":"{MESSAGE} of",{own}{json}}}"#),
+            format!("{time}  INFO {CHECKPOINT} {fields} more"),
+            format!("{time}  INFO {CHECKPOINT} of {fields}"),
+            format!(
+                r#"{time}  WARN refused {{"level":"INFO","message":"{CHECKPOINT}",{own}{json}}}"#
+            ),
+            format!(
+                r#"{time} stderr F {{"level":"WARN","message":"{CHECKPOINT} of",{own}{json}}}"#
+            ),
             format!(r#"{{"timestamp":"{time}","level":"WARN","message":{quoted}}}"#),
             format!(r#"{{"level":"WARN","message":"refused","instance":"a",{json}}}"#),
             format!(r#"{{"level":"INFO","instance":"a",{json}}}"#),
@@ -252,13 +256,16 @@ mod tests {
         let hash = LineHash::genesis("a");
         let prefix = "2027-01-15T08:00:01.000000001Z stderr F";
         let time = "2027-01-15T08:00:01.000000Z";
-        let text = format!("{time}  INFO {MESSAGE} instance=a seq=9 hash={hash} rotation=false");
-        let said = format!(r#""message":"{MESSAGE}","instance":"b","seq":9,"hash":"{hash}""#);
+        let text = format!("{time}  INFO {CHECKPOINT} instance=a seq=9 hash={hash} rotation=false");
+        let said = format!(r#""message":"{CHECKPOINT}","instance":"b","seq":9,"hash":"{hash}""#);
         let json = format!(r#"{{"timestamp":"{time}","level":"INFO",{said},"rotation":false}}"#);
         let mut anchors = Anchors::default();
-        for line in [text, json] {
-            anchors.take(&format!("{prefix} {line}"));
+        let labels = r#"2027-01-15T08:00:01Z {app="secrets-broker"}"#;
+        for line in [format!("{labels} {text}"), format!("{prefix} {json}")] {
+            anchors.take(&line);
         }
+        assert_eq!(anchors.others, 0);
+        anchors.take(&format!("{prefix} {text}"));
         for instance in ["a", "b"] {
             let anchored = anchors.of(instance).unwrap();
             assert_eq!((anchored.last_seq(), anchored.until.as_str()), (9, time));

@@ -1,16 +1,19 @@
 //! From bytes to records: lines, what of them is a record, and what became of the others.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::anchors::CHECKPOINT;
 use crate::audit::chain::{self, LineHash};
 
 /// How each record begins. Quotes within a value are escaped, so these bytes stand nowhere else:
 /// where they appear within a line, another line before them was cut off.
 const BEGIN: &[u8] = br#"{"time":""#;
-/// How each line of the agent's own log begins where that is JSON. A container's log holds both.
+/// How each line of the agent's own log begins where that is JSON, and nothing else of it or of a
+/// record, for the same reason. A container's log holds both.
 const LOG_BEGIN: &[u8] = br#"{"timestamp":""#;
 /// Longest line that is taken in whole; ours are far shorter.
 const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -64,12 +67,17 @@ struct Fields<'a> {
     lost: u64,
 }
 
-/// A line of the agent's own log. Checkpoints name an instance there, and are no records of it.
+/// A line of the agent's own log.
 #[derive(Deserialize)]
-struct LogLine {
+struct LogLine<'a> {
     #[serde(rename = "level")]
     _level: IgnoredAny,
-    /// Only records have it.
+    #[serde(borrow)]
+    message: Option<Cow<'a, str>>,
+    instance: Option<IgnoredAny>,
+    /// Only records have these: one in a log line's clothes is none.
+    time: Option<IgnoredAny>,
+    event: Option<IgnoredAny>,
     prev: Option<IgnoredAny>,
 }
 
@@ -122,10 +130,12 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option
     }
 }
 
-/// A line, cut where records begin.
+/// A line, cut where records and lines of the agent's own log begin.
 fn parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let braces = line.iter().enumerate().skip(1).filter(|(_, byte)| **byte == BEGIN[0]);
-    let begins = braces.map(|(at, _)| at).filter(|at| line[*at..].starts_with(BEGIN));
+    let is_begin =
+        |at: &usize| line[*at..].starts_with(BEGIN) || line[*at..].starts_with(LOG_BEGIN);
+    let begins = braces.map(|(at, _)| at).filter(is_begin);
     let mut from = 0;
     let mut cuts = begins.chain([line.len()]);
     std::iter::from_fn(move || {
@@ -175,11 +185,16 @@ fn bad(bytes: &[u8], whole: bool) -> Bad {
     Bad { class, instance, seq }
 }
 
-/// Whether it is one of the agent's other lines, after whatever a collector puts before each.
+/// Whether it is one of the agent's other lines. Only checkpoints name an instance there.
 fn is_of_the_log(bytes: &[u8]) -> bool {
-    let at = bytes.windows(LOG_BEGIN.len()).position(|window| window == LOG_BEGIN);
-    let line = at.and_then(|at| serde_json::from_slice::<LogLine>(&bytes[at..]).ok());
-    line.is_some_and(|line| line.prev.is_none())
+    if !bytes.starts_with(LOG_BEGIN) {
+        return false;
+    }
+    serde_json::from_slice::<LogLine<'_>>(bytes).is_ok_and(|line| {
+        let is_record = line.time.is_some() || line.event.is_some() || line.prev.is_some();
+        let is_checkpoint = line.message.as_deref() == Some(CHECKPOINT);
+        !is_record && (line.instance.is_none() || is_checkpoint)
+    })
 }
 
 /// Whether more bytes could make a record of it.
@@ -253,10 +268,16 @@ mod tests {
             format!(r#""message":"audit checkpoint","instance":"ab","seq":7,"hash":"{hash}""#);
         let log = format!(r#"2027 stderr F {{"timestamp":"2027","level":"INFO",{said}}}"#);
         assert_eq!(pieces(log.as_bytes()), []);
+        let record = r#"{"time":"2027","seq":7,"instance":"ab","event":"decision"}"#;
         for altered in [
             log.replace(r#""timestamp""#, r#""time""#),
             log.replace(r#""level":"INFO","#, ""),
             log.replace(r#""level""#, r#""prev":"","level""#),
+            log.replace(r#""level""#, r#""event":"decision","level""#),
+            log.replace(r#""level""#, r#""time":"2027","level""#),
+            log.replace("audit checkpoint", "a decision"),
+            format!(r#"{record}{{"timestamp":"","level":""}}"#),
+            format!("{record}{log}"),
         ] {
             assert_eq!(
                 pieces(altered.as_bytes()).last().unwrap().1,
