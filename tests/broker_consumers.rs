@@ -320,3 +320,20 @@ fn nothing_is_made_for_a_leaving_pod_that_others_would_not_have_made() {
     assert!(matches!(joined, Some(Answer::Value { .. })), "{joined:?}");
     assert_eq!(world.vault.leases.len(), 1);
 }
+
+/// Who reads the snapshot would have the lease of whoever came first, and lose it with them.
+#[test]
+fn a_credential_that_an_account_shares_is_published_with_nobodys_local_lease() {
+    let of_the_account = |want: Want| Want { owner: Some(ConsumerId::host_user(9)), ..want };
+    for (want, published) in [
+        (world::want(CREDS, 1), true),
+        (of_the_account(world::want(CREDS, 1)), false),
+        (Want { owner: None, ..world::want(CREDS, 1) }, false),
+    ] {
+        let mut world = World::new();
+        let answer = read(&mut world, 1_000_000, want);
+        assert!(matches!(answer, Some(Answer::Value { .. })), "{answer:?}");
+        let interests: Vec<_> = world.interests.values().map(Option::is_some).collect();
+        assert_eq!(interests, [published]);
+    }
+}

@@ -146,3 +146,22 @@ fn asking_about_a_local_lease_that_was_renewed_does_not_shorten_it() {
     world.advance(seconds(4));
     assert_eq!(world.vault.leases.len(), 0, "nobody prolonged it");
 }
+
+#[test]
+fn who_leaves_during_an_overlap_leaves_no_replaced_credential_behind() {
+    let mut world = World::new();
+    world.vault.revoke_permitted = true;
+    let creds = world.subscribe(CREDS, 1);
+    let other = "database/creds/other";
+    world.subscribe(other, 1);
+    let leases = |world: &World, path: &str| {
+        world.vault.leases.values().filter(|lease| lease.secret.path.as_str() == path).count()
+    };
+    while leases(&world, CREDS) < 2 {
+        world.advance(Duration::from_millis(100));
+    }
+    world.unsubscribe(creds);
+    world.advance(seconds(1));
+    assert_eq!(leases(&world, CREDS), 0);
+    assert!(leases(&world, other) > 0, "its session goes on");
+}

@@ -41,6 +41,65 @@ fn a_revoked_token_costs_one_login_and_one_replacement() {
     assert!(world.count("login") <= 4, "{}", world.count("login"));
 }
 
+const DENIED: &str = "database/creds/denied";
+
+/// One path of a consumer is denied, so it logs in beside while another one is being read.
+#[test]
+fn a_credential_on_its_way_when_its_token_gets_a_successor_is_replaced_and_never_dead() {
+    let mut world = World::new();
+    (world.vault.lease_ttl, world.vault.lease_max_ttl) = (1000, 100_000);
+    world.vault.denied.insert(DENIED);
+    world.vault.slow.insert(CREDS, seconds(2));
+    let creds = world.subscribe(CREDS, 1);
+    world.subscribe(DENIED, 1);
+    world.advance(seconds(3));
+    assert_eq!(world.count("login"), 2);
+    for _ in 0..2000 {
+        let current = world.levels[&creds].value.expect("a credential");
+        assert!(world.works(current), "dead at {:?}", world.now);
+        world.advance(seconds(1));
+    }
+    assert!(world.sent.len() < 400, "{} calls in half an hour", world.sent.len());
+}
+
+#[test]
+fn a_credential_whose_token_ended_while_it_was_on_its_way_is_asked_for_anew() {
+    let mut world = World::new();
+    world.vault.token_kind = TokenKind::Batch;
+    world.vault.token_ttl = 10;
+    world.vault.slow.insert(CREDS, seconds(12));
+    let creds = world.subscribe(CREDS, 1);
+    world.advance(seconds(1));
+    (world.vault.token_ttl, world.vault.lease_ttl) = (3600, 1000);
+    world.vault.slow.clear();
+    world.advance(seconds(12));
+    let current = world.levels[&creds].value.expect("a credential");
+    assert!(world.works(current));
+}
+
+#[test]
+fn one_path_that_is_denied_has_the_others_credentials_replaced_now_and_then_at_most() {
+    let mut world = World::new();
+    (world.vault.lease_ttl, world.vault.lease_max_ttl) = (1000, 100_000);
+    world.subscribe(CREDS, 1);
+    world.advance(seconds(1));
+    world.vault.denied.insert(DENIED);
+    world.subscribe(DENIED, 1);
+    world.advance(seconds(3600));
+    assert!((1..=6).contains(&world.count("mint")), "{} in an hour", world.count("mint"));
+}
+
+#[test]
+fn one_path_that_fails_among_answers_is_tried_again_in_growing_pauses() {
+    let mut world = World::new();
+    world.vault.failing.insert(DENIED);
+    world.subscribe(DENIED, 1);
+    world.subscribe(KV, 1);
+    world.advance(seconds(600));
+    let logins = world.count("login");
+    assert!((15..=60).contains(&logins), "{logins} logins in ten minutes");
+}
+
 #[test]
 fn a_batch_token_is_succeeded_at_75_percent_with_its_leases_overlapping() {
     let mut world = World::new();

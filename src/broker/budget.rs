@@ -69,7 +69,8 @@ impl Budget {
         if spent > now && urgency == Urgency::Ordinary {
             return Err(Wait::Until(spent));
         }
-        self.spent_until = spent;
+        // Whatever renewals overdraw, ordinary work goes on a second after the last of them.
+        self.spent_until = spent.min(now + self.burst);
         self.in_flight += 1;
         Ok(())
     }
@@ -136,17 +137,16 @@ impl Health {
         }
     }
 
-    /// The source answered, whatever it said. True if it had not before.
+    /// The source answered, whatever it said. True if the breaker was open: one path that fails
+    /// between others that are answered is no outage, and its pauses are its own.
     pub fn answered(&mut self, now: BootInstant) -> bool {
-        let recovered = !self.reachable;
-        if recovered {
+        if !self.reachable {
             self.since = now;
             self.last_error = None;
         }
         self.reachable = true;
         self.failures = 0;
-        self.open_until = None;
-        recovered
+        self.open_until.take().is_some()
     }
 
     /// The source did not answer usably.

@@ -146,9 +146,9 @@ impl Outgoing {
             return source.login(identity, account_token).await.map(Raw::LoggedIn);
         }
         let Some(token) = &self.token else {
-            return Err(SourceError::new(ErrorClass::TokenEnded, "the session has ended"));
+            return Err(SourceError::unsent(ErrorClass::TokenEnded, "the session has ended"));
         };
-        let gone = || SourceError::new(ErrorClass::LeaseEnded, "the lease has ended");
+        let gone = || SourceError::unsent(ErrorClass::LeaseEnded, "the lease has ended");
         match &self.call {
             Call::Login(identity) => source.login(identity, account_token).await.map(Raw::LoggedIn),
             Call::RenewToken { increment, .. } => {

@@ -206,6 +206,11 @@ impl SourceError {
 
     /// What was lacking for a request, which therefore was not made and may be made later.
     pub fn not_asked(message: impl Into<String>) -> Self {
-        Self { asked: false, ..Self::new(ErrorClass::Unreachable, message) }
+        Self::unsent(ErrorClass::Unreachable, message)
+    }
+
+    /// An error that needed no request to be known.
+    pub fn unsent(class: ErrorClass, message: impl Into<String>) -> Self {
+        Self { asked: false, ..Self::new(class, message) }
     }
 }

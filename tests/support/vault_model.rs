@@ -16,6 +16,12 @@ pub struct Vault {
     pub sealed: bool,
     pub renewals_fail: bool,
     pub reads_denied: bool,
+    /// Paths whose reads are denied, beside all while `reads_denied`.
+    pub denied: BTreeSet<&'static str>,
+    /// Paths whose engine fails in a way that may have made something.
+    pub failing: BTreeSet<&'static str>,
+    /// Paths that are read when they are asked for and answered so much later.
+    pub slow: BTreeMap<&'static str, Duration>,
     pub gone: bool,
     pub revoke_permitted: bool,
     pub ambiguous: bool,
@@ -47,6 +53,7 @@ pub struct Vault {
 
 #[derive(Debug, Clone)]
 pub struct Lease {
+    pub secret: SecretRef,
     pub token: TokenId,
     pub issued: BootInstant,
     pub expires: BootInstant,
@@ -58,6 +65,9 @@ impl Default for Vault {
             sealed: false,
             renewals_fail: false,
             reads_denied: false,
+            denied: BTreeSet::new(),
+            failing: BTreeSet::new(),
+            slow: BTreeMap::new(),
             gone: false,
             revoke_permitted: false,
             ambiguous: false,
@@ -174,11 +184,17 @@ impl World {
         secret: &SecretRef,
         left_at: BootInstant,
     ) -> Result<Done, SourceError> {
-        if self.vault.reads_denied {
+        let path = secret.path.as_str();
+        if self.vault.reads_denied || self.vault.denied.contains(path) {
             return Err(SourceError::new(ErrorClass::Denied, "permission denied"));
         }
         if self.vault.gone {
             return Err(SourceError::new(ErrorClass::NotFound, "not found"));
+        }
+        if self.vault.failing.contains(path) {
+            let mut error = SourceError::new(ErrorClass::Unreachable, "HTTP 500");
+            error.ambiguous = kind == PathKind::Minting;
+            return Err(error);
         }
         let id = self.id();
         let fingerprint = self.vault.content + secret.path.as_str().len() as u64;
@@ -195,7 +211,8 @@ impl World {
             PathKind::Minting => {
                 self.note("mint");
                 let duration = seconds(self.vault.lease_ttl);
-                let lease = Lease { token, issued: left_at, expires: left_at + duration };
+                let (secret, expires) = (secret.clone(), left_at + duration);
+                let lease = Lease { secret, token, issued: left_at, expires };
                 self.vault.leases.insert(id, lease);
                 if self.vault.ambiguous {
                     let mut error = SourceError::new(ErrorClass::Unreachable, "no answer");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use secrets_broker::broker::event::{
-    Answer, Call, Effect, EffectId, EntryId, Event, LocalKey, LocalOperation, PublishedTimes,
+    Answer, Call, Done, Effect, EffectId, EntryId, Event, LocalKey, LocalOperation, PublishedTimes,
     SubscriptionId, TokenId, ValueId, WaiterId, Want,
 };
 use secrets_broker::broker::settings::Settings;
@@ -14,7 +14,7 @@ use secrets_broker::broker::state::State;
 use secrets_broker::broker::{Problem, ReadError};
 use secrets_broker::clock::BootInstant;
 use secrets_broker::domain::{ConsumerId, EngineKind, LoginIdentity, SecretRef, ServiceAccount};
-use secrets_broker::source::{ConfiguredMount, ErrorClass};
+use secrets_broker::source::{ConfiguredMount, ErrorClass, SourceError};
 
 #[path = "vault_model.rs"]
 mod vault_model;
@@ -35,8 +35,19 @@ pub struct World {
     pub fetching: BTreeMap<(SecretRef, TokenId), usize>,
     /// Every call, in the order in which they left.
     pub sent: Vec<Call>,
-    in_flight: VecDeque<(BootInstant, BootInstant, EffectId, Call)>,
+    /// The local leases that the snapshot's readers are told of.
+    pub interests: BTreeMap<EntryId, Option<LocalKey>>,
+    in_flight: VecDeque<InFlight>,
     next: u64,
+}
+
+/// A call that is under way; with its outcome where that was decided when it left.
+struct InFlight {
+    due: BootInstant,
+    left_at: BootInstant,
+    id: EffectId,
+    call: Call,
+    outcome: Option<Result<Done, SourceError>>,
 }
 
 /// What a subscriber last heard.
@@ -97,6 +108,7 @@ impl World {
             told: BTreeMap::new(),
             fetching: BTreeMap::new(),
             sent: Vec::new(),
+            interests: BTreeMap::new(),
             in_flight: VecDeque::new(),
             next: 1,
         }
@@ -124,14 +136,22 @@ impl World {
                     *self.fetching.entry(key).or_default() += 1;
                 }
                 self.sent.push(call.clone());
-                self.in_flight.push_back((self.now + self.vault.latency, self.now, id, call));
+                let slow = match &call {
+                    Call::Fetch { secret, .. } => self.vault.slow.get(secret.path.as_str()),
+                    _ => None,
+                };
+                let (left_at, slow) = (self.now, slow.copied());
+                let due = left_at + slow.unwrap_or(self.vault.latency);
+                let outcome = slow.map(|_| self.answer(call.clone(), left_at));
+                self.in_flight.push_back(InFlight { due, left_at, id, call, outcome });
             }
             Effect::Persist { id, .. } => events.push_back(Event::Persisted { effect: id }),
             Effect::ReviewInterest { local } => {
                 let until = self.told.get(&local).copied().unwrap_or_default();
                 events.push_back(Event::Interest { local, until });
             }
-            Effect::Publish { entry, value, times, .. } => {
+            Effect::Publish { entry, value, times, interest, .. } => {
+                self.interests.insert(entry, interest);
                 assert!(self.values.contains(&value), "a dropped value is published");
                 self.published.insert(entry, (value, times));
             }
@@ -170,7 +190,7 @@ impl World {
     pub fn advance(&mut self, duration: Duration) {
         let end = self.now + duration;
         for _ in 0..1_000_000 {
-            let call = self.in_flight.iter().map(|(at, ..)| *at).min();
+            let call = self.in_flight.iter().map(|call| call.due).min();
             let next = call.into_iter().chain(self.state.next_deadline()).min();
             let Some(at) = next.filter(|at| *at <= end) else {
                 self.now = end;
@@ -187,12 +207,13 @@ impl World {
     }
 
     fn return_call(&mut self, at: BootInstant) {
-        let index = self.in_flight.iter().position(|(due, ..)| *due == at).unwrap();
-        let (_, left_at, effect, call) = self.in_flight.remove(index).unwrap();
+        let index = self.in_flight.iter().position(|call| call.due == at).unwrap();
+        let InFlight { left_at, id: effect, call, outcome, .. } =
+            self.in_flight.remove(index).unwrap();
         if let Call::Fetch { token, secret, .. } = &call {
             *self.fetching.get_mut(&(secret.clone(), *token)).unwrap() -= 1;
         }
-        let outcome = self.answer(call, left_at);
+        let outcome = outcome.unwrap_or_else(|| self.answer(call, left_at));
         self.step(Event::Completed { effect, left_at, outcome });
     }
 

@@ -136,6 +136,14 @@ impl Entry {
         }
     }
 
+    /// What was fetched and is not its value yet.
+    pub(super) fn being_recorded(&self) -> Option<&Held> {
+        match &self.activity {
+            Activity::Recording(held) => Some(held),
+            _ => None,
+        }
+    }
+
     /// In whose turn what nobody waits for is done.
     pub(super) fn party(&self) -> Party {
         let owner = self.key.consumer.clone();
@@ -251,7 +259,7 @@ impl State {
             self.end_held(&mut entry, held);
         }
         for old in std::mem::take(&mut entry.retiring) {
-            self.drop_value(old.held.value);
+            self.end_held(&mut entry, old.held);
         }
         self.follow_ups.push_back(FollowUp::Release(entry.session, entry.id));
     }
@@ -326,19 +334,19 @@ impl State {
     /// Puts the current value where readers find it, with its present times.
     pub(super) fn publish(&mut self, entry: &Entry) {
         let Some(held) = &entry.current else { return };
-        let interest = entry
-            .locals
-            .iter()
-            .copied()
-            .find(|local| self.locals.get(local).is_some_and(|open| open.value == held.value));
+        // A shared credential has many holders; their reads go through the task.
+        let interest = entry.locals.iter().copied().find(|local| {
+            self.locals.get(local).is_some_and(|open| {
+                open.value == held.value && entry.key.consumer.as_ref() == Some(&open.consumer)
+            })
+        });
         let cacheable = entry.kind != PathKind::Minting || held.lease.is_some();
         self.effects.push(Effect::Publish {
             entry: entry.id,
             key: cacheable.then(|| entry.key.clone()),
             value: held.value,
             times: entry.published_times(held),
-            // A shared credential has many holders; their reads go through the task.
-            interest: interest.filter(|_| entry.key.consumer.is_some()),
+            interest,
         });
     }
 

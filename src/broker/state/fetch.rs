@@ -6,6 +6,7 @@ use super::cache::{Activity, Entry, Held, Retiring};
 use super::jobs::{Job, Revocation};
 use super::read::refusal;
 use super::renewal::Expiry;
+use super::token::Standing;
 use super::turns::Party;
 use super::{FollowUp, Pending, State};
 use crate::broker::event::{Answer, EntryId, FetchedValue, Record, TokenId};
@@ -86,6 +87,9 @@ impl State {
             self.fetch_failed(entry, SourceError::new(ErrorClass::Unreachable, message));
             return;
         }
+        if self.died_with_its_token(entry, &held) {
+            return;
+        }
         if let Err(limit) = room {
             entry.activity = Activity::Idle;
             self.refuse_for_room(entry, held, limit);
@@ -134,11 +138,23 @@ impl State {
     }
 
     pub(super) fn lease_recorded(&mut self, entry: &mut Entry) {
-        if let Activity::Recording(held) = &entry.activity {
-            let held = **held;
-            entry.activity = Activity::Idle;
+        let Some(held) = entry.being_recorded().copied() else { return };
+        entry.activity = Activity::Idle;
+        if !self.died_with_its_token(entry, &held) {
             self.install(entry, held);
         }
+    }
+
+    /// A credential whose token ended while it was on its way is gone: it is asked for anew.
+    fn died_with_its_token(&mut self, entry: &mut Entry, held: &Held) -> bool {
+        let is_gone =
+            held.lease.is_some() && self.standing(entry.session, held.token) == Standing::Gone;
+        if is_gone {
+            self.drop_value(held.value);
+            let message = "the token it was made with has ended meanwhile";
+            self.fetch_failed(entry, SourceError::new(ErrorClass::TokenEnded, message));
+        }
+        is_gone
     }
 
     fn held(
@@ -188,6 +204,7 @@ impl State {
         entry.last_chance_spent = false;
         entry.tried_beside = false;
         self.session_worked(entry.session);
+        self.replace_if_succeeded(entry);
         let waiters = std::mem::take(&mut entry.waiters);
         let told: Vec<_> =
             waiters.iter().map(|waiter| self.told_local(entry, &waiter.consumer)).collect();

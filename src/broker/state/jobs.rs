@@ -281,10 +281,12 @@ impl State {
             (Pending::Probe(key), Err(error)) => self.probe_returned(&key, &error),
             (Pending::Fetch(id, token), Ok(Done::Fetched(fetched))) => {
                 self.with_entry(id, |state, entry| state.fetched(entry, token, left_at, fetched));
+                self.fetch_over(id);
             }
             (Pending::Fetch(id, token), Err(error)) => {
                 self.token_verdict(id, token, &error);
                 self.with_entry(id, |state, entry| state.fetch_failed(entry, error));
+                self.fetch_over(id);
             }
             (Pending::RenewLease(id, value), Ok(Done::LeaseRenewed(terms))) => {
                 self.with_entry(id, |state, entry| {
@@ -306,6 +308,17 @@ impl State {
             }
             // A call answered with another call's result would be a defect of the task.
             (pending, outcome) => debug_assert!(false, "{pending:?} came back as {outcome:?}"),
+        }
+    }
+
+    /// Perhaps it was the last that a succeeded token was kept for.
+    fn fetch_over(&mut self, id: EntryId) {
+        let session = self.entries.get(&id).map(|entry| entry.session);
+        let has_succeeded = |id: &SessionId| {
+            self.sessions.get(id).is_some_and(|session| !session.retiring.is_empty())
+        };
+        if let Some(session) = session.filter(has_succeeded) {
+            self.follow_ups.push_back(FollowUp::CheckSession(session));
         }
     }
 

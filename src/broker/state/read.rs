@@ -220,7 +220,9 @@ impl State {
         for id in self.entries_from(source) {
             self.with_entry(id, |state, entry| {
                 let soon = state.now + state.recovery_pause();
-                let backs_off = entry.problem.is_some() && entry.is_wanted();
+                let of_an_outage = |problem: &Problem| problem.class == ErrorClass::Unreachable;
+                let backs_off =
+                    entry.problem.as_ref().is_some_and(of_an_outage) && entry.is_wanted();
                 entry.retry_at = entry.retry_at.map(|at| if backs_off { at.min(soon) } else { at });
             });
         }

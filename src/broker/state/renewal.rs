@@ -6,6 +6,7 @@
 
 use super::cache::{Activity, Entry};
 use super::jobs::{Job, Revocation};
+use super::token::Standing;
 use super::{FollowUp, State};
 use crate::broker::event::{SessionId, TokenId, ValueId};
 use crate::broker::lease::{Renewed, retry_delay};
@@ -59,6 +60,8 @@ impl State {
         entry.replacing = truncated || !terms.renewable;
         if truncated {
             self.follow_ups.push_back(FollowUp::WantFetch(entry.id));
+        } else {
+            self.replace_if_succeeded(entry);
         }
         self.publish(entry);
         self.notify(entry, true);
@@ -70,12 +73,11 @@ impl State {
         let Some(lease) = held.lease else { return };
         self.counters.renewals_failed += 1;
         match error.class {
-            ErrorClass::LeaseEnded => {
+            // Where the session knew the token it has taken the value already.
+            ErrorClass::LeaseEnded | ErrorClass::TokenEnded => {
                 self.lease_lost(entry, error.message);
                 return;
             }
-            // The session has been told already; it comes back to this entry.
-            ErrorClass::TokenEnded => return,
             _ => {}
         }
         let answered = error.class != ErrorClass::Unreachable;
@@ -171,18 +173,26 @@ impl State {
     pub(super) fn replace_under(&mut self, session: SessionId, token: TokenId) {
         for id in self.holders(session) {
             self.with_entry(id, |state, entry| {
-                let Some(held) = entry.current.filter(|held| held.token == token) else { return };
-                if held.lease.is_none() || entry.replacing {
-                    return;
+                if entry.current.is_some_and(|held| held.token == token) {
+                    state.replace_if_succeeded(entry);
                 }
-                let half = state.now.until(held.dead_at) / 2;
-                let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
-                let wait = std::time::Duration::from_nanos(state.rng.u64(0..=spread));
-                entry.replacing = true;
-                entry.retry_at = Some(state.now + wait);
             });
         }
         self.follow_ups.push_back(FollowUp::CheckSession(session));
+    }
+
+    /// A lease under a token that has a successor is to be replaced, also one that was on its way
+    /// when the successor came.
+    pub(super) fn replace_if_succeeded(&mut self, entry: &mut Entry) {
+        let Some(held) = entry.current.filter(|held| held.lease.is_some()) else { return };
+        if entry.replacing || self.standing(entry.session, held.token) != Standing::Succeeded {
+            return;
+        }
+        let half = self.now.until(held.dead_at) / 2;
+        let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
+        let wait = std::time::Duration::from_nanos(self.rng.u64(0..=spread));
+        entry.replacing = true;
+        entry.retry_at = Some(self.now + wait);
     }
 
     pub(super) fn token_extended(&mut self, session: SessionId, token: TokenId) {

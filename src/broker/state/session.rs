@@ -20,6 +20,8 @@ use crate::source::{ErrorClass, SourceError, TokenGrant, TokenKind};
 const LINGER: Duration = Duration::from_secs(60);
 /// Logging in beside a live session after a denial happens at most this often.
 const BESIDE_INTERVAL: Duration = Duration::from_secs(60);
+/// The same while the session has leases: each such login has all of them replaced.
+const BESIDE_INTERVAL_LEASED: Duration = Duration::from_secs(15 * 60);
 
 /// Scope of a session.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,12 +184,18 @@ impl State {
 
     /// Whether a denied read may be tried once more with a fresh login.
     pub(super) fn may_try_beside(&self, entry: &super::cache::Entry) -> bool {
-        let recently = |at: BootInstant| self.now.since(at) < BESIDE_INTERVAL;
-        !entry.tried_beside
-            && self
-                .sessions
-                .get(&entry.session)
-                .is_some_and(|session| !session.beside_at.is_some_and(recently))
+        let Some(session) = self.sessions.get(&entry.session) else { return false };
+        let is_leased = |id: &EntryId| {
+            let held = self.entries.get(id).and_then(|entry| entry.current);
+            held.is_some_and(|held| held.lease.is_some())
+        };
+        let recently = |at: BootInstant| {
+            let leased = entry.current.is_some_and(|held| held.lease.is_some())
+                || session.holders.iter().any(is_leased);
+            let interval = if leased { BESIDE_INTERVAL_LEASED } else { BESIDE_INTERVAL };
+            self.now.since(at) < interval
+        };
+        !entry.tried_beside && !session.beside_at.is_some_and(recently)
     }
 
     fn wake(&mut self, waiting: Waiting) {

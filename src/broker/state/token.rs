@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::jobs::Job;
 use super::turns::Party;
-use super::{FollowUp, State, Timer};
+use super::{FollowUp, Pending, State, Timer};
 use crate::broker::event::{Effect, EntryId, SessionId, TokenId};
 use crate::broker::lease::{backoff_delay, renew_after, retry_delay};
 use crate::clock::BootInstant;
@@ -30,6 +30,17 @@ pub(super) struct Generation {
     pub renew_at: Option<BootInstant>,
     pub attempts: u32,
     pub renewing: bool,
+}
+
+/// What a session knows of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is the one that is used.
+    Current,
+    /// It has a successor, and lives as long as something made under it.
+    Succeeded,
+    /// It has ended.
+    Gone,
 }
 
 /// A token that is being revoked.
@@ -154,6 +165,16 @@ impl State {
         generations.find(|generation| generation.token == token)?.expires_at
     }
 
+    pub(super) fn standing(&self, id: SessionId, token: TokenId) -> Standing {
+        let Some(session) = self.sessions.get(&id) else { return Standing::Gone };
+        let is_it = |generation: &Generation| generation.token == token;
+        match () {
+            () if session.current.as_ref().is_some_and(is_it) => Standing::Current,
+            () if session.retiring.iter().any(is_it) => Standing::Succeeded,
+            () => Standing::Gone,
+        }
+    }
+
     /// Revokes every token of a session, which ends every lease made under it, known or not.
     pub(super) fn end_tokens(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
@@ -240,6 +261,7 @@ impl State {
         self.effects.push(Effect::DropToken(token));
     }
 
+    /// Tokens that leases were made under, or may be by a call that is under way.
     pub(super) fn tokens_in_use(&self, id: SessionId) -> BTreeSet<TokenId> {
         let Some(session) = self.sessions.get(&id) else { return BTreeSet::new() };
         if session.retiring.is_empty() {
@@ -247,9 +269,14 @@ impl State {
         }
         let held = |entry: &EntryId| self.entries.get(entry);
         let leased = session.holders.iter().filter_map(held).flat_map(|entry| {
-            let current = entry.current.iter().filter(|held| held.lease.is_some());
-            current.map(|held| held.token).chain(entry.retiring.iter().map(|old| old.held.token))
+            let current = entry.current.iter().chain(entry.being_recorded());
+            let current = current.filter(|held| held.lease.is_some()).map(|held| held.token);
+            current.chain(entry.retiring.iter().map(|old| old.held.token))
         });
-        leased.collect()
+        let asked = self.pending.values().filter_map(|pending| match pending {
+            Pending::Fetch(entry, token) if session.holders.contains(entry) => Some(*token),
+            _ => None,
+        });
+        leased.chain(asked).collect()
     }
 }

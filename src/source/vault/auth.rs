@@ -47,7 +47,7 @@ pub(super) async fn login_account(
     login_as: &AccountLogin,
     token: Option<&Token>,
 ) -> Result<Login, SourceError> {
-    let refuse = |class, message: String| Err(SourceError::new(class, message));
+    let refuse = |class, message: String| Err(SourceError::unsent(class, message));
     let Some(pods) = &config.pods else {
         let message = "pods cannot log in here: the source has no pod_role in the configuration";
         return refuse(ErrorClass::InvalidRequest, message.to_owned());
