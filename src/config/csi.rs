@@ -51,13 +51,7 @@ pub(super) fn read(
     let retire_grace = section.duration("retire_grace", Duration::from_secs(30));
     let mounter = mounter(&section);
     let verification = verification(&section, &state_dir);
-    let issuers = section.get("issuers").map_or_else(Vec::new, |field| {
-        let elements = field.elements();
-        if elements.is_empty() {
-            field.problem("names no issuer", "name one, or leave issuers out");
-        }
-        elements.iter().filter_map(non_empty).collect()
-    });
+    let issuers = issuers(&section);
     let algorithms = algorithms(&section);
     section.finish();
     if !enabled {
@@ -146,6 +140,15 @@ pub(super) fn api_server(section: &Section) -> Option<ApiServer> {
     let token_file = path("api_server_token_file", "name a service-account token for it");
     let address = non_empty(&address)?;
     Some(ApiServer::At { address, ca_file: ca_file?, token_file: token_file? })
+}
+
+fn issuers(section: &Section) -> Vec<String> {
+    let Some(field) = section.get("issuers") else { return Vec::new() };
+    let elements = field.elements();
+    if elements.is_empty() {
+        field.problem("names no issuer", "name one, or leave issuers out");
+    }
+    elements.iter().filter_map(non_empty).collect()
 }
 
 fn algorithms(section: &Section) -> Vec<Algorithm> {

@@ -204,12 +204,7 @@ impl SourceError {
         Self { class, message, retry_after: None, ambiguous: false, asked: true }
     }
 
-    /// What was lacking for a request, which therefore was not made and may be made later.
-    pub fn not_asked(message: impl Into<String>) -> Self {
-        Self::unsent(ErrorClass::Unreachable, message)
-    }
-
-    /// An error that needed no request to be known.
+    /// An error for which no request was made.
     pub fn unsent(class: ErrorClass, message: impl Into<String>) -> Self {
         Self { asked: false, ..Self::new(class, message) }
     }

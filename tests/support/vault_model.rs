@@ -153,7 +153,7 @@ impl World {
             return Err(SourceError::new(ErrorClass::Denied, "role not allowed"));
         }
         if self.vault.tokenless.contains(&login) {
-            return Err(SourceError::not_asked("no token was delivered"));
+            return Err(SourceError::unsent(ErrorClass::Unreachable, "no token was delivered"));
         }
         self.note("login");
         let token = TokenId(1_000_000 + self.id());

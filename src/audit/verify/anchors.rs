@@ -136,11 +136,15 @@ impl Anchored {
     }
 }
 
+fn is_level(word: &&str) -> bool {
+    LEVELS.contains(word)
+}
+
 /// The object that a line is, after whatever a collector puts before it; `None` for a line of text,
 /// whose level stands before anything it quotes.
 fn json_in(line: &str) -> Option<&str> {
     let (prefix, _) = line.split_once("{\"")?;
-    let is_text = prefix.split_whitespace().any(|word| LEVELS.contains(&word));
+    let is_text = prefix.split_whitespace().any(|word| is_level(&word));
     (!is_text).then_some(&line[prefix.len()..])
 }
 
@@ -156,7 +160,6 @@ fn from_json(line: &str) -> Option<Checkpoint<'_>> {
 /// `2027-01-15T08:00:00.000000Z  INFO audit checkpoint instance=ab seq=7 hash=… rotation=false`,
 /// after whatever a collector puts before each line.
 fn from_text(line: &str) -> Option<Checkpoint<'_>> {
-    let is_level = |word: &&str| LEVELS.contains(word);
     let is_time = |word: &&str| word.len() >= 20 && word.as_bytes()[10] == b'T';
     let words = || line.split_whitespace();
     let time = words().take_while(|word| !is_level(word)).filter(is_time).last();

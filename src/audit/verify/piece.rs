@@ -12,8 +12,8 @@ use crate::audit::chain::{self, LineHash};
 /// How each record begins. Quotes within a value are escaped, so these bytes stand nowhere else:
 /// where they appear within a line, another line before them was cut off.
 const BEGIN: &[u8] = br#"{"time":""#;
-/// How each line of the agent's own log begins where that is JSON, and nothing else of it or of a
-/// record, for the same reason. A container's log holds both.
+/// How each line of the agent's own log begins where that is JSON. For the same reason these bytes
+/// stand nowhere else in it or in a record. A container's log holds both.
 const LOG_BEGIN: &[u8] = br#"{"timestamp":""#;
 /// Longest line that is taken in whole; ours are far shorter.
 const LINE_BYTES_MAX: usize = 256 * 1024;

@@ -136,6 +136,11 @@ impl Entry {
         }
     }
 
+    /// Whether its value is a credential with a lease.
+    pub(super) fn is_leased(&self) -> bool {
+        self.current.is_some_and(|held| held.lease.is_some())
+    }
+
     /// What was fetched and is not its value yet.
     pub(super) fn being_recorded(&self) -> Option<&Held> {
         match &self.activity {

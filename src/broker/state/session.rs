@@ -185,14 +185,10 @@ impl State {
     /// Whether a denied read may be tried once more with a fresh login.
     pub(super) fn may_try_beside(&self, entry: &super::cache::Entry) -> bool {
         let Some(session) = self.sessions.get(&entry.session) else { return false };
-        let is_leased = |id: &EntryId| {
-            let held = self.entries.get(id).and_then(|entry| entry.current);
-            held.is_some_and(|held| held.lease.is_some())
-        };
+        let is_leased = |id: &EntryId| self.entries.get(id).is_some_and(|entry| entry.is_leased());
         let recently = |at: BootInstant| {
-            let leased = entry.current.is_some_and(|held| held.lease.is_some())
-                || session.holders.iter().any(is_leased);
-            let interval = if leased { BESIDE_INTERVAL_LEASED } else { BESIDE_INTERVAL };
+            let any_leased = entry.is_leased() || session.holders.iter().any(is_leased);
+            let interval = if any_leased { BESIDE_INTERVAL_LEASED } else { BESIDE_INTERVAL };
             self.now.since(at) < interval
         };
         !entry.tried_beside && !session.beside_at.is_some_and(recently)

@@ -111,10 +111,13 @@ impl Transport {
                     continue;
                 }
             };
-            let Ok(owner) = shared.0.admit_owner() else {
-                shared.0.refuse(stream.as_fd(), &Refused::TooManyOfCaller);
-                tokio::time::sleep(FLOOD_PAUSE).await;
-                continue;
+            let owner = match shared.0.admit_owner() {
+                Ok(owner) => owner,
+                Err(refused) => {
+                    shared.0.refuse(stream.as_fd(), &refused);
+                    tokio::time::sleep(FLOOD_PAUSE).await;
+                    continue;
+                }
             };
             let Some(slot) = shared.0.admission.connection() else {
                 shared.0.refuse(stream.as_fd(), &Refused::TooMany);

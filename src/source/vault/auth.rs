@@ -68,7 +68,7 @@ pub(super) async fn login_account(
              delivers one within two minutes",
             login_as.account
         );
-        return Err(SourceError::not_asked(message));
+        return refuse(ErrorClass::Unreachable, message);
     };
     login(client, config, &subject, role.as_str(), token).await
 }
